@@ -1,0 +1,9 @@
+//! What the tables should hold, who is told, who agrees: the library behind `lb-controller manager` and `lb-controller
+//! agent`.
+//!
+//! ```text
+//! lb-ebpf ← model ← {source, dataplane} ← {agent, manager} ← main
+//! ```
+
+pub mod dataplane;
+pub mod model;

@@ -1,0 +1,3 @@
+//! The pure core: values in, values out. No async, no clock, no I/O; time is an argument.
+
+pub mod op;

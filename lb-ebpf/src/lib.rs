@@ -1,0 +1,28 @@
+//! What happens to one packet.
+//!
+//! The crate is a `no_std` library of pure decisions, and (feature `kernel`) the XDP and TC programs around it.
+//! The programs, the host tests, the simulator and `lbctl explain` run the same functions over two small traits:
+//! [`frame::Frame`] (the bytes of a packet) and [`tables`] (what the maps hold).
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`abi`] | every type, id, limit and reason that kernel and user space share |
+//! | [`wire`] | headers as they are on the wire, byte order in the type |
+//! | [`frame`] | bounds-checked access to a packet, in the kernel and on the host |
+//! | [`family`] | what differs between IPv4 and IPv6, and nothing else |
+//! | [`hash`] | the keyed flow hash |
+//! | [`checksum`] | RFC 1624 updates |
+//! | [`tables`] | the traits through which decisions read maps, and the same over plain memory for tests |
+//!
+//! Deliberately absent: allocation, logging, panics, clocks (time is an argument or a trait call), loops without a
+//! named bound, and connection state at the balancer.
+
+#![cfg_attr(not(test), no_std)]
+
+pub mod abi;
+pub mod checksum;
+pub mod family;
+pub mod frame;
+pub mod hash;
+pub mod tables;
+pub mod wire;
