@@ -5,5 +5,6 @@
 //! lb-ebpf ← model ← {source, dataplane} ← {agent, manager} ← main
 //! ```
 
+pub mod admin;
 pub mod dataplane;
 pub mod model;
