@@ -1,2 +1,75 @@
-//! Stub.
-fn main() {}
+//! Developer tasks behind `cargo xtask`: one file per task. This file owns the command line only.
+
+#![expect(
+    clippy::print_stdout,
+    reason = "the reports of these tasks are what a person reads"
+)]
+#![forbid(unsafe_code)]
+
+mod clean;
+mod deny;
+mod lab;
+mod process;
+mod setup;
+mod tally;
+mod test;
+mod verifier;
+mod verifier_kernel;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Developer tasks of Bowline.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Run everything that can be checked on this machine, as root: format, lints, tests, verifier, lab, benchmarks
+    Test(test::Args),
+    /// Build in release mode and run `lbctl lab`, with its arguments
+    Lab {
+        /// Arguments of `lbctl lab`; `cargo lab --help` explains them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Install the Debian packages and Rust components that the tests use, or say what is missing
+    Setup,
+    /// Load every program and print what the verifier counted, on this kernel or in a virtual machine
+    Verifier {
+        /// Boot Debian's kernel of this version under emulation and ask that one; only 6.1 is known
+        #[arg(long, value_name = "VERSION")]
+        kernel: Option<String>,
+    },
+    /// Remove what crashed labs and tests left behind
+    Clean,
+    /// Check licences and known vulnerabilities of all dependencies with cargo-deny, which is installed for it
+    Deny,
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().task {
+        Task::Test(args) => test::run(&args),
+        Task::Lab { args } => lab::run(&args),
+        Task::Setup => Ok(setup::run()),
+        Task::Verifier { kernel: None } => verifier::run(),
+        Task::Verifier {
+            kernel: Some(version),
+        } => verifier_kernel::run(&version),
+        Task::Clean => clean::run(),
+        Task::Deny => deny::run(),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! `cargo xtask test`: everything that can be checked on this machine, in steps, and the counts of what was found.
+
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use crate::process::{self, cargo};
+use crate::tally::{CargoTest, Show, Tally};
+use crate::{lab, setup, verifier};
+
+/// Building everything on two slow cores takes about 15 minutes.
+const BUILD_LIMIT: Duration = Duration::from_mins(40);
+/// The longest lab scenario takes about two minutes.
+const LAB_LIMIT: Duration = Duration::from_mins(5);
+/// The short form of a benchmark takes about one minute.
+const BENCH_LIMIT: Duration = Duration::from_mins(5);
+
+/// Arguments of the task.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Leave out the lab and the benchmarks; each is counted as skipped
+    #[arg(long)]
+    quick: bool,
+}
+
+/// A part of the run.
+struct Step {
+    title: &'static str,
+    run: fn() -> anyhow::Result<Tally>,
+    /// Done with `--quick` too.
+    quick: bool,
+}
+
+const STEPS: &[Step] = &[
+    Step {
+        title: "format",
+        run: format,
+        quick: true,
+    },
+    Step {
+        title: "lints",
+        run: lints,
+        quick: true,
+    },
+    Step {
+        title: "tests",
+        run: tests,
+        quick: true,
+    },
+    Step {
+        title: "release build",
+        run: build,
+        quick: true,
+    },
+    Step {
+        title: "verifier",
+        run: verify,
+        quick: true,
+    },
+    Step {
+        title: "lab",
+        run: labs,
+        quick: false,
+    },
+    Step {
+        title: "benchmarks",
+        run: benchmarks,
+        quick: false,
+    },
+];
+
+/// The task.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if !nix::unistd::geteuid().is_root() {
+        anyhow::bail!("the tests make namespaces and load programs into the kernel: run as root");
+    }
+    let mut total = Tally::default();
+    // Said already. What needs a missing program says so in its turn, as a skip or as a failure.
+    setup::ensure_for_tests();
+    for step in STEPS {
+        let start = Instant::now();
+        println!("\n== {}", step.title);
+        let tally = if args.quick && !step.quick {
+            Tally::skip(format!("{}: left out by --quick", step.title))
+        } else {
+            (step.run)().unwrap_or_else(|error| {
+                println!("error: {error:#}");
+                Tally::one(false)
+            })
+        };
+        println!(
+            "-- {}: {tally} in {} s",
+            step.title,
+            start.elapsed().as_secs()
+        );
+        total.add(tally);
+    }
+    if !total.skips.is_empty() {
+        println!("\nskipped:");
+        for skip in &total.skips {
+            println!("  {skip}");
+        }
+    }
+    println!("\n{total}");
+    Ok(if total.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// One program that passes or fails as a whole.
+fn whole(command: &mut Command, limit: Duration) -> anyhow::Result<Tally> {
+    println!("$ {}", process::show(command));
+    let ended = process::lines(command, limit, |line| println!("{line}"))?;
+    if !ended.success() {
+        println!("failed: {ended}");
+    }
+    Ok(Tally::one(ended.success()))
+}
+
+fn format() -> anyhow::Result<Tally> {
+    whole(cargo().args(["fmt", "--all", "--check"]), BUILD_LIMIT)
+}
+
+fn lints() -> anyhow::Result<Tally> {
+    whole(
+        cargo().args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+        BUILD_LIMIT,
+    )
+}
+
+fn tests() -> anyhow::Result<Tally> {
+    let mut command = cargo();
+    command.args([
+        "test",
+        "--workspace",
+        "--no-fail-fast",
+        "--",
+        "--show-output",
+    ]);
+    println!("$ {}", process::show(&command));
+    let mut reader = CargoTest::default();
+    let ended = process::lines(&mut command, BUILD_LIMIT, |line| {
+        if reader.line(line) == Show::Yes {
+            println!("{line}");
+        }
+    })?;
+    if !ended.success() {
+        println!("failed: {ended}");
+    }
+    Ok(reader.finish(ended.success()))
+}
+
+/// Builds what the steps after it start. Counted there.
+fn build() -> anyhow::Result<Tally> {
+    let built = whole(
+        cargo().args(["build", "--release", "--workspace"]),
+        BUILD_LIMIT,
+    )?;
+    anyhow::ensure!(built.failed == 0, "the release build failed");
+    Ok(Tally::default())
+}
+
+fn verify() -> anyhow::Result<Tally> {
+    verifier::report()?;
+    Ok(Tally::one(true))
+}
+
+/// Every scenario is a lab of its own.
+fn labs() -> anyhow::Result<Tally> {
+    let mut total = Tally::default();
+    for args in SCENARIOS {
+        total.add(whole(lab::lbctl()?.arg("lab").args(*args), LAB_LIMIT)?);
+    }
+    Ok(total)
+}
+
+/// Arguments of `lbctl lab`, a run each.
+const SCENARIOS: &[&[&str]] = &[&[]];
+
+/// The short form of every suite.
+fn benchmarks() -> anyhow::Result<Tally> {
+    let mut total = Tally::default();
+    for suite in ["packet", "table"] {
+        total.add(whole(
+            Command::new(lab::built("bench")?).args([suite, "--quick"]),
+            BENCH_LIMIT,
+        )?);
+    }
+    Ok(total)
+}
