@@ -1,5 +1,8 @@
-//! Where the tables are: one interface over the kernel's maps ([`bpf`]), plain memory ([`fake`]) and maps that fail on
+//! Where the tables are: one interface over the kernel's maps, plain memory ([`fake`]) and maps that fail on
 //! purpose ([`faulty`]).
+
+pub mod fake;
+pub mod faulty;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -44,6 +47,20 @@ pub struct Capacity {
     pub slots: u32,
     /// Entries of `services4` and of `services6`, each; also the number of service ids.
     pub services: u32,
+}
+
+impl Default for Capacity {
+    /// The sizes that the object declares.
+    fn default() -> Self {
+        Self {
+            backends: abi::capacity::BACKENDS,
+            rows: abi::capacity::ROWS * abi::ROWS_PER_ELEMENT,
+            regions: abi::capacity::REGIONS,
+            sets: abi::capacity::SETS,
+            slots: abi::capacity::SLOTS,
+            services: abi::capacity::SERVICES,
+        }
+    }
 }
 
 /// Counters, summed over processors.
