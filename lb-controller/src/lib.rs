@@ -8,3 +8,4 @@
 pub mod admin;
 pub mod dataplane;
 pub mod model;
+pub mod source;

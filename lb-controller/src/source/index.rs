@@ -1,0 +1,289 @@
+//! All objects, and which Services a change concerns. No I/O: [`Index::apply`], [`Index::delete`] and [`Index::reset`]
+//! are all there is to it, and each says whether anything changed. The result does not depend on their order.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use super::parse::{Kind, Object, ObjectKey};
+
+/// Label of a slice that names its Service.
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+
+/// Namespace and name.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Named {
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl std::fmt::Display for Named {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What changed since it was last taken.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Changed {
+    /// Services of which an own field, a slice or a pod changed.
+    pub services: BTreeSet<Named>,
+    /// Some Node changed: any Service may be concerned.
+    pub nodes: bool,
+}
+
+impl Changed {
+    /// Nothing did.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && !self.nodes
+    }
+}
+
+/// All objects.
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    objects: BTreeMap<ObjectKey, Object>,
+    /// Names of slices by Service.
+    slices: BTreeMap<Named, BTreeSet<String>>,
+    /// Services by the pods that their slices name. Counted, since several slices may name one pod.
+    users: BTreeMap<Named, BTreeMap<Named, usize>>,
+    changed: Changed,
+}
+
+impl PartialEq for Index {
+    /// Equal when they hold the same objects, whatever has changed on the way.
+    fn eq(&self, other: &Self) -> bool {
+        self.objects == other.objects && self.slices == other.slices && self.users == other.users
+    }
+}
+
+impl Index {
+    /// Adds or replaces an object.
+    pub fn apply(&mut self, key: ObjectKey, object: Object) -> bool {
+        if self.objects.get(&key) == Some(&object) {
+            return false;
+        }
+        self.unlink(&key);
+        self.link(&key, &object);
+        let marked = key.clone();
+        self.objects.insert(key, object);
+        self.mark(&marked);
+        true
+    }
+
+    /// Removes an object.
+    pub fn delete(&mut self, key: &ObjectKey) -> bool {
+        if !self.objects.contains_key(key) {
+            return false;
+        }
+        self.mark(key);
+        self.unlink(key);
+        self.objects.remove(key);
+        true
+    }
+
+    /// Makes these all there is, as after a new list.
+    pub fn reset(&mut self, objects: BTreeMap<ObjectKey, Object>) -> bool {
+        let gone: Vec<_> = self
+            .objects
+            .keys()
+            .filter(|key| !objects.contains_key(*key))
+            .cloned()
+            .collect();
+        let mut changed = false;
+        for key in &gone {
+            changed |= self.delete(key);
+        }
+        for (key, object) in objects {
+            changed |= self.apply(key, object);
+        }
+        changed
+    }
+
+    /// What changed since the last call.
+    pub fn take_changed(&mut self) -> Changed {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// All objects.
+    pub fn objects(&self) -> BTreeMap<ObjectKey, Object> {
+        self.objects.clone()
+    }
+
+    /// All Services, by name.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.objects.values().filter_map(|object| match object {
+            Object::Service(service) => Some(&**service),
+            Object::Node(_) | Object::Pod(_) | Object::EndpointSlice(_) => None,
+        })
+    }
+
+    /// All Nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.objects.values().filter_map(|object| match object {
+            Object::Node(node) => Some(&**node),
+            Object::Service(_) | Object::Pod(_) | Object::EndpointSlice(_) => None,
+        })
+    }
+
+    /// All Pods, by name.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.objects.values().filter_map(|object| match object {
+            Object::Pod(pod) => Some(&**pod),
+            Object::Service(_) | Object::Node(_) | Object::EndpointSlice(_) => None,
+        })
+    }
+
+    /// A Service.
+    pub fn service(&self, named: &Named) -> Option<&Service> {
+        match self.get(Kind::Service, named)? {
+            Object::Service(service) => Some(service),
+            Object::Node(_) | Object::Pod(_) | Object::EndpointSlice(_) => None,
+        }
+    }
+
+    /// A Pod.
+    pub fn pod(&self, named: &Named) -> Option<&Pod> {
+        match self.get(Kind::Pod, named)? {
+            Object::Pod(pod) => Some(pod),
+            Object::Node(_) | Object::Service(_) | Object::EndpointSlice(_) => None,
+        }
+    }
+
+    /// The slices of a Service, by name.
+    pub fn slices(&self, service: &Named) -> impl Iterator<Item = &EndpointSlice> {
+        let namespace = service.namespace.clone();
+        self.slices
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter_map(move |name| {
+                let named = Named {
+                    namespace: namespace.clone(),
+                    name: name.clone(),
+                };
+                match self.get(Kind::EndpointSlice, &named)? {
+                    Object::EndpointSlice(slice) => Some(&**slice),
+                    Object::Node(_) | Object::Pod(_) | Object::Service(_) => None,
+                }
+            })
+    }
+
+    fn get(&self, kind: Kind, Named { namespace, name }: &Named) -> Option<&Object> {
+        self.objects.get(&ObjectKey {
+            kind,
+            namespace: namespace.clone(),
+            name: name.clone(),
+        })
+    }
+
+    /// Notes which Services an object concerns. Called while the object is linked.
+    fn mark(&mut self, key: &ObjectKey) {
+        let named = Named {
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+        };
+        match key.kind {
+            Kind::Node => self.changed.nodes = true,
+            Kind::Service => _ = self.changed.services.insert(named),
+            Kind::Pod => {
+                self.changed.services.extend(
+                    self.users
+                        .get(&named)
+                        .into_iter()
+                        .flat_map(|users| users.keys().cloned()),
+                );
+            }
+            Kind::EndpointSlice => self
+                .changed
+                .services
+                .extend(self.objects.get(key).and_then(service_of)),
+        }
+    }
+
+    fn link(&mut self, key: &ObjectKey, object: &Object) {
+        let Some(service) = service_of(object) else {
+            return;
+        };
+        self.slices
+            .entry(service.clone())
+            .or_default()
+            .insert(key.name.clone());
+        for pod in pods_of(object) {
+            *self
+                .users
+                .entry(pod)
+                .or_default()
+                .entry(service.clone())
+                .or_default() += 1;
+        }
+    }
+
+    fn unlink(&mut self, key: &ObjectKey) {
+        let Some((object, service)) = self
+            .objects
+            .get(key)
+            .and_then(|o| Some((o.clone(), service_of(o)?)))
+        else {
+            return;
+        };
+        // A slice that moves to another Service concerns the one that it leaves.
+        self.changed.services.insert(service.clone());
+        if let Some(names) = self.slices.get_mut(&service) {
+            names.remove(&key.name);
+            if names.is_empty() {
+                self.slices.remove(&service);
+            }
+        }
+        for pod in pods_of(&object) {
+            let Some(users) = self.users.get_mut(&pod) else {
+                continue;
+            };
+            if let Some(count) = users.get_mut(&service) {
+                *count -= 1;
+                if *count == 0 {
+                    users.remove(&service);
+                }
+            }
+            if users.is_empty() {
+                self.users.remove(&pod);
+            }
+        }
+    }
+}
+
+/// The Service of a slice.
+fn service_of(object: &Object) -> Option<Named> {
+    let Object::EndpointSlice(slice) = object else {
+        return None;
+    };
+    let name = slice.metadata.labels.as_ref()?.get(SERVICE_LABEL)?.clone();
+    Some(Named {
+        namespace: slice.metadata.namespace.clone().unwrap_or_default(),
+        name,
+    })
+}
+
+/// The pods of a slice.
+fn pods_of(object: &Object) -> Vec<Named> {
+    let Object::EndpointSlice(slice) = object else {
+        return Vec::new();
+    };
+    let namespace = slice.metadata.namespace.clone().unwrap_or_default();
+    let targets = slice
+        .endpoints
+        .iter()
+        .flatten()
+        .filter_map(|endpoint| endpoint.target_ref.as_ref());
+    targets
+        .filter(|target| target.kind.as_deref() == Some("Pod"))
+        .filter_map(|target| target.name.clone())
+        .map(|name| Named {
+            namespace: namespace.clone(),
+            name,
+        })
+        .collect()
+}

@@ -1,0 +1,476 @@
+//! Text of one file → objects and problems. Pure: knows no files, only their text.
+//!
+//! A file whose YAML is broken gives nothing but the place of the fault; one that is sound but holds an object that the
+//! types refuse gives the other objects, and says which one is refused.
+
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Namespace of an object that names none, as `kubectl` has it.
+const NAMESPACE_DEFAULT: &str = "default";
+/// Longest name of an object (RFC 1123 subdomain, as Kubernetes limits it).
+const NAME_LENGTH_MAX: usize = 253;
+/// Unknown fields named in one sentence; the rest is counted.
+const UNKNOWN_NAMED_MAX: usize = 5;
+/// Nodes (scalars, lists, mappings) in one file: 5,000 pods as Kubernetes writes them are about half of it.
+const YAML_NODES_MAX: usize = 4_000_000;
+/// Documents in one file, for the same 5,000 pods and more.
+const YAML_DOCUMENTS_MAX: usize = 100_000;
+
+/// What kind an object is of.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Kind {
+    /// `v1` Node.
+    Node,
+    /// `v1` Pod.
+    Pod,
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` `EndpointSlice`.
+    EndpointSlice,
+}
+
+/// Which object.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ObjectKey {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace; empty for a Node.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl std::fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            kind,
+            namespace,
+            name,
+        } = self;
+        match kind {
+            Kind::Node => write!(f, "Node {name}"),
+            Kind::Pod | Kind::Service | Kind::EndpointSlice => {
+                write!(f, "{kind:?} {namespace}/{name}")
+            }
+        }
+    }
+}
+
+/// An object that we use. Its namespace is set, or empty for a Node.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Object {
+    /// A Node.
+    Node(Box<Node>),
+    /// A Pod.
+    Pod(Box<Pod>),
+    /// A Service.
+    Service(Box<Service>),
+    /// An `EndpointSlice`.
+    EndpointSlice(Box<EndpointSlice>),
+}
+
+/// What is wrong in a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// The object is refused: its last good form stays.
+    Refused {
+        /// Which, if it could be told.
+        key: Option<ObjectKey>,
+        /// What is wrong and what to change.
+        sentence: String,
+    },
+    /// Worth saying, but what there is, is used.
+    Notice {
+        /// Which object, as people name it.
+        object: String,
+        /// What is wrong and what to change.
+        sentence: String,
+    },
+}
+
+/// What a sound file holds.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Parsed {
+    /// Its objects, in order; a key may come twice.
+    pub objects: Vec<(ObjectKey, Object)>,
+    /// What is wrong.
+    pub faults: Vec<Fault>,
+}
+
+/// The file is not YAML.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("line {line}: {what}")]
+pub struct Broken {
+    /// Line of the fault, from 1.
+    pub line: u64,
+    /// What the parser expected.
+    pub what: String,
+}
+
+/// Reads all documents of a file.
+pub fn parse(text: &str) -> Result<Parsed, Broken> {
+    let documents: Vec<Value> = documents(text)?;
+    let mut parsed = Parsed::default();
+    for (index, document) in documents.into_iter().enumerate() {
+        parsed.document(document, &format!("document {}", index + 1));
+    }
+    Ok(parsed)
+}
+
+/// The documents of a YAML text, as values.
+pub(super) fn documents(text: &str) -> Result<Vec<Value>, Broken> {
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_nodes: YAML_NODES_MAX,
+            max_events: 3 * YAML_NODES_MAX,
+            max_documents: YAML_DOCUMENTS_MAX,
+        },
+    };
+    serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
+        let line = error.location().map_or(1, |location| location.line());
+        // The first line of the message is the sentence; the rest draws the place.
+        let message = error.without_snippet().to_string();
+        let what = message
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .trim_start_matches("error: ")
+            .to_owned();
+        Broken { line, what }
+    })
+}
+
+impl Parsed {
+    fn document(&mut self, document: Value, place: &str) {
+        let Value::Object(fields) = &document else {
+            if !document.is_null() {
+                self.refuse(
+                    None,
+                    format!("{place} is not a mapping; write apiVersion, kind and metadata"),
+                );
+            }
+            return;
+        };
+        let text = |name: &str| {
+            fields
+                .get(name)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let (version, kind) = (text("apiVersion"), text("kind"));
+        match (version.as_str(), kind.as_str()) {
+            ("v1", "Service") => self.object::<Service>(document, Kind::Service, place),
+            ("v1", "Pod") => self.object::<Pod>(document, Kind::Pod, place),
+            ("v1", "Node") => self.object::<Node>(document, Kind::Node, place),
+            ("discovery.k8s.io/v1", "EndpointSlice") => {
+                self.object::<EndpointSlice>(document, Kind::EndpointSlice, place);
+            }
+            (_, "") => self.refuse(None, format!("{place} has no kind; write one")),
+            (_, list) if list.ends_with("List") => self.list(document, list.trim_end_matches("List"), &version, place),
+            (version, kind) => self.faults.push(Fault::Notice {
+                object: format!("{kind} in {place}"),
+                sentence: format!(
+                    "kind {kind} of {version:?} is not used here and ignored; used are v1 Service, Pod and Node, and \
+                     discovery.k8s.io/v1 EndpointSlice"
+                ),
+            }),
+        }
+    }
+
+    /// Items of a list; those of `ServiceList` and its relatives may leave out what the list says.
+    fn list(&mut self, mut document: Value, item_kind: &str, version: &str, place: &str) {
+        let Some(Value::Array(items)) = document.get_mut("items").map(Value::take) else {
+            self.refuse(
+                None,
+                format!("{place} is a list without items; write items"),
+            );
+            return;
+        };
+        for (index, mut item) in items.into_iter().enumerate() {
+            if let (Value::Object(fields), false) = (&mut item, item_kind.is_empty()) {
+                fields.entry("kind").or_insert_with(|| item_kind.into());
+                fields.entry("apiVersion").or_insert_with(|| version.into());
+            }
+            self.document(item, &format!("item {} of {place}", index + 1));
+        }
+    }
+
+    fn object<T: DeserializeOwned + Into<Object> + HasMeta>(
+        &mut self,
+        document: Value,
+        kind: Kind,
+        place: &str,
+    ) {
+        // The name is wanted even when the rest is refused, so that the last good form of the object stays.
+        let name_of = |field: &str| {
+            document
+                .pointer(field)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let namespace = match kind {
+            Kind::Node => String::new(),
+            Kind::Pod | Kind::Service | Kind::EndpointSlice => Some(name_of("/metadata/namespace"))
+                .filter(|n| !n.is_empty())
+                .unwrap_or(NAMESPACE_DEFAULT.to_owned()),
+        };
+        let key = ObjectKey {
+            kind,
+            namespace,
+            name: name_of("/metadata/name"),
+        };
+        if key.name.is_empty() {
+            self.refuse(
+                None,
+                format!("{kind:?} in {place} has no metadata.name; write one"),
+            );
+            return;
+        }
+        for (field, name) in [
+            ("metadata.name", &key.name),
+            ("metadata.namespace", &key.namespace),
+        ] {
+            if !(name.is_empty() || is_name(name)) {
+                self.refuse(
+                    Some(key.clone()),
+                    format!("{field} {name:?} is not a name: use lower-case letters, digits, '-' and '.'"),
+                );
+                return;
+            }
+        }
+        let mut unknown = Vec::new();
+        let mut track = serde_path_to_error::Track::new();
+        let tracked = serde_path_to_error::Deserializer::new(document, &mut track);
+        let value: Result<T, _> =
+            serde_ignored::deserialize(tracked, |path| unknown.push(path.to_string()));
+        match value {
+            Err(error) => {
+                self.refuse(
+                    Some(key),
+                    format!("field {}: {error}; correct the field", track.path()),
+                );
+            }
+            Ok(mut value) => {
+                if !unknown.is_empty() {
+                    self.faults.push(Fault::Notice {
+                        object: key.to_string(),
+                        sentence: unknown_sentence(&unknown),
+                    });
+                }
+                value.meta().namespace = Some(key.namespace.clone());
+                self.objects.push((key, value.into()));
+            }
+        }
+    }
+
+    fn refuse(&mut self, key: Option<ObjectKey>, sentence: String) {
+        self.faults.push(Fault::Refused { key, sentence });
+    }
+}
+
+/// One sentence for all unknown fields of an object.
+fn unknown_sentence(unknown: &[String]) -> String {
+    let named: Vec<_> = unknown
+        .iter()
+        .take(UNKNOWN_NAMED_MAX)
+        .map(|path| path.replace(".?", ""))
+        .collect();
+    let more = match unknown.len().saturating_sub(UNKNOWN_NAMED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let (noun, verb) = if unknown.len() == 1 {
+        ("field", "is")
+    } else {
+        ("fields", "are")
+    };
+    format!(
+        "{noun} {}{more} {verb} unknown and ignored; correct the spelling or remove it",
+        named.join(", ")
+    )
+}
+
+/// What the names of objects may consist of; it also keeps them safe as parts of file names.
+fn is_name(name: &str) -> bool {
+    let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'.';
+    let outer = |c: Option<&u8>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    name.len() <= NAME_LENGTH_MAX
+        && name.bytes().all(inner)
+        && outer(name.as_bytes().first())
+        && outer(name.as_bytes().last())
+}
+
+/// Objects of Kubernetes carry metadata.
+trait HasMeta {
+    fn meta(&mut self) -> &mut ObjectMeta;
+}
+
+macro_rules! object {
+    ($($t:ident),*) => { $(
+        impl HasMeta for $t {
+            fn meta(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+        }
+        impl From<$t> for Object {
+            fn from(value: $t) -> Self {
+                Self::$t(Box::new(value))
+            }
+        }
+    )* };
+}
+object!(Node, Pod, Service, EndpointSlice);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WEB: &str =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {type: LoadBalancer}\n";
+
+    fn keys(parsed: &Parsed) -> Vec<String> {
+        parsed
+            .objects
+            .iter()
+            .map(|(key, _)| key.to_string())
+            .collect()
+    }
+
+    fn sentences(parsed: &Parsed) -> Vec<String> {
+        parsed
+            .faults
+            .iter()
+            .map(|fault| match fault {
+                Fault::Refused { key, sentence } => {
+                    format!(
+                        "{}: {sentence}",
+                        key.as_ref().map(ToString::to_string).unwrap_or_default()
+                    )
+                }
+                Fault::Notice { object, sentence } => format!("{object}: {sentence}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn documents_lists_and_the_default_namespace_are_read() {
+        let text = format!(
+            "{WEB}---\n---\napiVersion: v1\nkind: List\nitems:\n- {{apiVersion: v1, kind: Node, metadata: {{name: n1}}}}\n\
+             - {{apiVersion: v1, kind: Pod, metadata: {{name: p, namespace: x}}}}\n---\napiVersion: v1\nkind: \
+             ServiceList\nitems: [{{metadata: {{name: api}}}}]\n"
+        );
+        let parsed = parse(&text).unwrap();
+        assert_eq!(
+            keys(&parsed),
+            [
+                "Service default/web",
+                "Node n1",
+                "Pod x/p",
+                "Service default/api"
+            ]
+        );
+        assert_eq!(parsed.faults, []);
+    }
+
+    #[test]
+    fn broken_yaml_names_the_line() {
+        let broken = parse(&format!("{WEB}---\nkind: [\n")).unwrap_err();
+        assert!(broken.line >= 6, "{broken}");
+        assert!(
+            !broken.what.contains('\n') && !broken.what.is_empty(),
+            "{broken}"
+        );
+    }
+
+    #[test]
+    fn unknown_fields_are_named_and_the_object_is_used() {
+        let text = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {typ: LoadBalancer, ports: [{port: 80, \
+                    tagetPort: 8080}]}\n";
+        let parsed = parse(text).unwrap();
+        assert_eq!(keys(&parsed), ["Service default/web"]);
+        assert_eq!(
+            sentences(&parsed),
+            [
+                "Service default/web: fields spec.ports.0.tagetPort, spec.typ are unknown and ignored; correct the \
+              spelling or remove it"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_object_of_the_wrong_types_is_refused_alone() {
+        let text = format!(
+            "{WEB}---\napiVersion: v1\nkind: Service\nmetadata: {{name: bad}}\nspec: {{ports: [{{port: x}}]}}\n"
+        );
+        let parsed = parse(&text).unwrap();
+        assert_eq!(keys(&parsed), ["Service default/web"]);
+        let sentence = &sentences(&parsed)[0];
+        assert!(
+            sentence.starts_with("Service default/bad: field spec.ports[0].port: invalid type"),
+            "{sentence}"
+        );
+    }
+
+    #[test]
+    fn names_that_would_leave_the_directory_are_refused() {
+        let text = "apiVersion: v1\nkind: Service\nmetadata: {name: ../../etc/x}\n";
+        let parsed = parse(text).unwrap();
+        assert_eq!(parsed.objects, []);
+        assert!(
+            sentences(&parsed)[0].contains("is not a name"),
+            "{:?}",
+            parsed.faults
+        );
+    }
+
+    #[test]
+    fn what_we_do_not_use_is_said_and_ignored() {
+        let text = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\njust text\n---\nmetadata: {}\n";
+        let parsed = parse(text).unwrap();
+        assert_eq!(parsed.objects, []);
+        assert_eq!(parsed.faults.len(), 3, "{:?}", sentences(&parsed));
+    }
+
+    #[test]
+    fn five_thousand_endpoints_fit() {
+        use std::fmt::Write;
+        let mut text = String::from(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web}\naddressType: IPv4\nendpoints:\n",
+        );
+        for n in 0..5_000 {
+            writeln!(
+                text,
+                "- {{addresses: [10.1.{}.{}], conditions: {{ready: true, serving: true}}, nodeName: n1, targetRef: \
+                 {{kind: Pod, name: p{n}, uid: u{n}}}}}",
+                n / 250,
+                n % 250
+            )
+            .unwrap();
+        }
+        assert_eq!(parse(&text).unwrap().objects.len(), 1);
+    }
+
+    #[test]
+    fn nothing_that_is_not_yaml_panics() {
+        for text in [
+            "\u{0}",
+            "%",
+            "\t- a",
+            "&a [*a]",
+            "- - - {",
+            "a: !!binary x",
+            "{{}}",
+            "? [",
+            "'",
+            "\u{feff}",
+        ] {
+            let _ = parse(text);
+        }
+    }
+}
