@@ -4,9 +4,16 @@
 
 #![forbid(unsafe_code)]
 
+mod agent;
+mod backends;
+mod check;
+mod explain;
+mod flows;
 mod lab;
-#[allow(dead_code, reason = "the commands that use it land one by one")]
 mod output;
+mod services;
+mod status;
+mod units;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,14 +29,13 @@ struct Args {
     /// How to print the answer.
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
-    /// Admin socket of the agent or manager to ask.
+    /// Admin socket of the agent to ask.
     #[arg(
         long,
         global = true,
         value_name = "PATH",
-        default_value = "/run/bowline/agent.sock"
+        default_value = lb_controller::admin::SOCKET_DEFAULT
     )]
-    #[allow(dead_code, reason = "the commands that use it land one by one")]
     socket: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -43,6 +49,18 @@ const EXIT_CODES: &str = "Exit codes:
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The agent at a glance: readiness, interfaces, Services by state, problems, map sizes, counters.
+    Status,
+    /// Services, their VIPs, ports and tables.
+    Services,
+    /// Pods that tables name, and how they are reached.
+    Backends(backends::Args),
+    /// Flows whose pod is on this node.
+    Flows(flows::Args),
+    /// Where a packet would go, and why, by the same code that forwards.
+    Explain(explain::Args),
+    /// Is this machine fit? Kernel, interfaces, settings.
+    Check,
     /// Build a cluster of network namespaces on this machine, and show that connections survive changes.
     Lab(lab::Args),
     /// What runs inside the lab's pods.
@@ -62,7 +80,14 @@ pub(crate) enum Outcome {
 fn main() -> ExitCode {
     let args = Args::parse();
     let output = Output::new(args.output);
+    let socket = &args.socket;
     let outcome = match args.command {
+        Command::Status => status::run(socket, output),
+        Command::Services => services::run(socket, output),
+        Command::Backends(command) => backends::run(&command, socket, output),
+        Command::Flows(command) => flows::run(&command, socket, output),
+        Command::Explain(command) => explain::run(&command, socket, output),
+        Command::Check => check::run(socket, output),
         Command::Lab(command) => lab::run(command, output),
         Command::LabServer(command) => lab::server::run(&command),
     };

@@ -31,6 +31,7 @@ impl Output {
     }
 
     /// What was asked for.
+    #[allow(dead_code, reason = "the lab will use it for its progress")]
     pub(crate) fn format(self) -> Format {
         self.format
     }
@@ -64,6 +65,31 @@ pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
         column.set_padding((0, 2));
     }
     table
+}
+
+/// A table as text, without spaces at the ends of lines; nothing for a table without rows.
+pub(crate) fn lines(table: &Table) -> String {
+    if table.is_empty() {
+        return String::new();
+    }
+    let lines = table.lines();
+    lines
+        .map(|line| line.trim_end().to_owned() + "\n")
+        .collect()
+}
+
+/// Names and values, the values below each other.
+pub(crate) fn facts<const N: usize>(facts: &[(&str, String); N]) -> String {
+    let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let lines = facts.iter().filter(|(_, value)| !value.is_empty());
+    let lines = lines.map(|(name, value)| format!("{name:width$}  {value}\n"));
+    lines.collect::<Vec<_>>().concat()
+}
+
+/// Parts of an answer, an empty line between them; empty parts are left out.
+pub(crate) fn parts(parts: impl IntoIterator<Item = String>) -> String {
+    let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    parts.join("\n")
 }
 
 /// Colours text, or leaves it alone.
@@ -114,13 +140,20 @@ mod tests {
     fn tables_are_aligned_without_lines() {
         let mut pods = table(["POD", "FLOWS"]);
         pods.add_row(["web-1", "12"]).add_row(["web-longer", "3"]);
-        let lines: Vec<String> = pods
-            .lines()
-            .map(|line| line.trim_end().to_owned())
-            .collect();
         assert_eq!(
-            lines,
-            ["POD         FLOWS", "web-1       12", "web-longer  3"]
+            lines(&pods),
+            "POD         FLOWS\nweb-1       12\nweb-longer  3\n"
         );
+        assert_eq!(lines(&table(["POD"])), "");
+    }
+
+    #[test]
+    fn facts_without_a_value_are_left_out() {
+        let shown = facts(&[
+            ("node", "a".into()),
+            ("problem", String::new()),
+            ("up", "3 s".into()),
+        ]);
+        assert_eq!(shown, "node     a\nup       3 s\n");
     }
 }

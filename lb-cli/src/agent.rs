@@ -1,0 +1,198 @@
+//! Asking an agent over its admin socket: HTTP with JSON over a Unix socket. Knows no command.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use lb_controller::admin;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+/// An agent answers from memory or reads its maps once: more than this is a hang.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Twice the largest list of flows.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// The answer to `GET path`.
+pub(crate) fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> anyhow::Result<T> {
+    ask(socket, Method::GET, path, Bytes::new())
+}
+
+/// The answer to `POST path` with a JSON body.
+pub(crate) fn post<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    body: &impl Serialize,
+) -> anyhow::Result<T> {
+    let body = serde_json::to_vec(body).context("write JSON")?;
+    ask(socket, Method::POST, path, body.into())
+}
+
+fn ask<T: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let answer = runtime.block_on(async {
+        tokio::time::timeout(ANSWER_LIMIT, exchange(socket, method, path, body))
+            .await
+            .unwrap_or_else(|_| {
+                Err(anyhow!(
+                    "no answer within {} s; see the agent's log",
+                    ANSWER_LIMIT.as_secs()
+                ))
+            })
+    });
+    answer
+        .and_then(|(status, body)| read(status, &body))
+        .with_context(|| format!("asking the agent at {} for {path}", socket.display()))
+}
+
+/// One request, one answer, one connection.
+async fn exchange(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> anyhow::Result<(StatusCode, Bytes)> {
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|error| anyhow!("{error}; {}", advice(error.kind())))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .context("open HTTP")?;
+    // It ends with the connection, which ends when `sender` and the answer are dropped.
+    let connection = tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "localhost")
+        .header("content-type", "application/json")
+        .body(Full::new(body))
+        .context("make the request")?;
+    let answer = sender.send_request(request).await.context("send")?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
+        .collect()
+        .await
+        .map_err(|error| anyhow!("{error}"))
+        .context("read the answer")?
+        .to_bytes();
+    connection.abort();
+    Ok((status, body))
+}
+
+/// The value in an answer, or the sentence of a refusal.
+fn read<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> anyhow::Result<T> {
+    if status.is_success() {
+        return serde_json::from_slice(body).context(
+            "the answer is not what this lbctl expects; use the lbctl of the agent's version",
+        );
+    }
+    match serde_json::from_slice::<admin::Error>(body) {
+        Ok(admin::Error { error }) => bail!("{error}"),
+        Err(_) => bail!("refused with {status}; use the lbctl of the agent's version"),
+    }
+}
+
+/// What to do about a socket that cannot be opened.
+fn advice(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::NotFound => {
+            "start the agent on this machine, or name its socket with --socket (`lbctl lab --keep` prints those of a lab)"
+        }
+        ErrorKind::PermissionDenied => "only root may ask: run lbctl as root",
+        ErrorKind::ConnectionRefused => {
+            "the agent that made this socket has ended: start it again, or name another socket with --socket"
+        }
+        _ => "name the agent's socket with --socket",
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
+    use std::thread::JoinHandle;
+
+    /// A socket that gives one answer, and the request that it got.
+    pub(crate) fn answering(name: &str, status: &str, body: &str) -> (PathBuf, JoinHandle<String>) {
+        let socket =
+            std::env::temp_dir().join(format!("lbctl-test-{}-{name}.sock", std::process::id()));
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).unwrap();
+        let answer = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let path = socket.clone();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+            std::fs::remove_file(path).unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        (socket, server)
+    }
+
+    #[test]
+    fn an_answer_comes_back_through_a_real_socket() {
+        let (socket, server) = answering("get", "200 OK", r#"{"checks":[]}"#);
+        let checks: admin::Checks = get(&socket, "/v1/check").unwrap();
+        assert_eq!(checks, admin::Checks::default());
+        assert!(server.join().unwrap().starts_with("GET /v1/check HTTP/1.1"));
+    }
+
+    #[test]
+    fn a_refusal_is_the_agents_sentence() {
+        let (socket, server) = answering(
+            "refusal",
+            "404 Not Found",
+            r#"{"error":"10.0.0.1:80 is no VIP"}"#,
+        );
+        let error = post::<admin::Checks>(&socket, "/v1/explain", &1).unwrap_err();
+        server.join().unwrap();
+        assert_eq!(
+            format!("{error:#}"),
+            format!(
+                "asking the agent at {} for /v1/explain: 10.0.0.1:80 is no VIP",
+                socket.display()
+            )
+        );
+    }
+
+    #[test]
+    fn an_answer_of_another_version_says_what_to_do() {
+        let error = read::<admin::Status>(StatusCode::OK, b"{}").unwrap_err();
+        assert!(format!("{error:#}").contains("use the lbctl of the agent's version"));
+        let error = read::<admin::Status>(StatusCode::NOT_FOUND, b"no such path").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "refused with 404 Not Found; use the lbctl of the agent's version"
+        );
+    }
+
+    #[test]
+    fn without_an_agent_the_error_says_what_to_do() {
+        let error = get::<admin::Checks>(Path::new("/nowhere/agent.sock"), "/v1/check")
+            .unwrap_err()
+            .root_cause()
+            .to_string();
+        assert!(error.contains("start the agent on this machine"), "{error}");
+    }
+}

@@ -1,0 +1,294 @@
+//! `lbctl status`: the agent at a glance.
+
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use lb_controller::admin::{
+    Counter, Interface, MapUsage, Role, ServiceCounts, Source, Status, UnresolvedNextHop,
+};
+
+use crate::output::{Output, Paint, facts, lines, parts, table};
+use crate::{Outcome, agent, units};
+
+/// Asks the agent and prints its state. Unwell if it is not ready, or anything has a problem.
+pub(crate) fn run(socket: &Path, output: Output) -> anyhow::Result<Outcome> {
+    let status: Status = agent::get(socket, "/v1/status")?;
+    output.emit(&status, |status, paint| {
+        show(status, Timestamp::now(), paint)
+    })?;
+    Ok(outcome(&status))
+}
+
+fn outcome(status: &Status) -> Outcome {
+    let well = status.ready
+        && status.problems.is_empty()
+        && status.next_hops_unresolved.is_empty()
+        && status.services.failed == 0
+        && status.services.pending == 0
+        && status.sources.iter().all(|source| source.alive)
+        && status.interfaces.iter().all(|i| i.problem.is_none());
+    if well { Outcome::Well } else { Outcome::Unwell }
+}
+
+/// The whole answer.
+fn show(status: &Status, now: Timestamp, paint: Paint) -> String {
+    let Status {
+        node: _,
+        role: _,
+        version: _,
+        abi_version: _,
+        pin_dir: _,
+        uptime_seconds: _,
+        addresses: _,
+        ready: _,
+        not_ready_because: _,
+        fresh: _,
+        services: _,
+        interfaces: found,
+        sources,
+        problems: wrong,
+        maps: usage,
+        drops,
+        stats,
+        next_hops_unresolved,
+    } = status;
+    parts([
+        head(status, paint),
+        problems(wrong.iter().map(|p| (&p.object, &p.sentence)), paint),
+        interfaces(found),
+        source_table(sources, now),
+        next_hops(next_hops_unresolved),
+        maps(usage),
+        counters("DROPPED BECAUSE", drops),
+        counters("COUNTED", stats),
+    ])
+}
+
+fn head(status: &Status, paint: Paint) -> String {
+    let role = match status.role {
+        Role::Balancer => "balancer",
+        Role::Owner => "owner",
+        Role::Both => "balancer and owner",
+    };
+    let state = match (status.ready, status.fresh) {
+        (true, true) => paint.good("ready"),
+        (true, false) => format!(
+            "{}, {}",
+            paint.good("ready"),
+            paint.warn("not fresh: packets of flows that nobody knows are not decided here")
+        ),
+        (false, _) => format!(
+            "{}: {}",
+            paint.bad("not ready"),
+            status.not_ready_because.join("; ")
+        ),
+    };
+    let ServiceCounts {
+        total,
+        programmed,
+        pending,
+        failed,
+    } = status.services;
+    let up = units::duration(Duration::from_secs(status.uptime_seconds));
+    let addresses: Vec<String> = status.addresses.iter().map(ToString::to_string).collect();
+    facts(&[
+        ("node", format!("{} ({role})", paint.bold(&status.node))),
+        ("state", state),
+        (
+            "services",
+            format!("{total}: {programmed} programmed, {pending} pending, {failed} failed"),
+        ),
+        ("addresses", addresses.join(", ")),
+        (
+            "agent",
+            format!(
+                "version {}, up {up}, map layout {}, pins in {}",
+                status.version, status.abi_version, status.pin_dir
+            ),
+        ),
+    ])
+}
+
+fn problems<'a>(problems: impl Iterator<Item = (&'a String, &'a String)>, paint: Paint) -> String {
+    let lines = problems.map(|(object, sentence)| format!("{}: {sentence}\n", paint.bad(object)));
+    lines.collect::<Vec<_>>().concat()
+}
+
+fn interfaces(interfaces: &[Interface]) -> String {
+    let mut rows = table(["INTERFACE", "INDEX", "XDP", "PROGRAM", "EGRESS", "PROBLEM"]);
+    for interface in interfaces {
+        let Interface {
+            name,
+            ifindex,
+            xdp_mode,
+            xdp_program_id,
+            tc_kind,
+            problem,
+        } = interface;
+        let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        rows.add_row([
+            name.clone(),
+            ifindex.to_string(),
+            or_none(xdp_mode),
+            or_none(&xdp_program_id.map(|id| id.to_string())),
+            or_none(tc_kind),
+            problem.clone().unwrap_or_default(),
+        ]);
+    }
+    lines(&rows)
+}
+
+fn source_table(sources: &[Source], now: Timestamp) -> String {
+    let mut rows = table(["SOURCE", "WATCH", "LISTED", "APPLIED"]);
+    for source in sources {
+        let Source {
+            name,
+            alive,
+            last_list,
+            last_apply,
+        } = source;
+        let ago = |then: &Option<Timestamp>| match then {
+            None => "never".to_owned(),
+            Some(then) => {
+                // A clock that was set back gives an age of zero.
+                let age = Duration::try_from(now.duration_since(*then)).unwrap_or_default();
+                format!("{} ago", units::duration(age))
+            }
+        };
+        rows.add_row([
+            name.clone(),
+            if *alive { "alive" } else { "lost" }.to_owned(),
+            ago(last_list),
+            ago(last_apply),
+        ]);
+    }
+    lines(&rows)
+}
+
+fn next_hops(unresolved: &[UnresolvedNextHop]) -> String {
+    let mut rows = table(["UNREACHABLE NODE", "ADDRESS", "REASON"]);
+    for hop in unresolved {
+        let UnresolvedNextHop {
+            node,
+            address,
+            reason,
+        } = hop;
+        rows.add_row([node, &address.to_string(), reason]);
+    }
+    lines(&rows)
+}
+
+fn maps(maps: &[MapUsage]) -> String {
+    let mut rows = table(["MAP", "USED", "OF"]);
+    for usage in maps {
+        let MapUsage {
+            map,
+            used,
+            capacity,
+        } = usage;
+        rows.add_row([map, &used.to_string(), &capacity.to_string()]);
+    }
+    lines(&rows)
+}
+
+fn counters(title: &str, counters: &[Counter]) -> String {
+    let mut rows = table([title, "PACKETS"]);
+    for Counter { name, packets } in counters {
+        rows.add_row([name, &packets.to_string()]);
+    }
+    lines(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As an agent writes it, so that the names of fields are pinned too.
+    const STATUS: &str = r#"{
+        "node": "node-1", "role": "both", "version": "0.1.0", "abi_version": 1,
+        "pin_dir": "/sys/fs/bpf/bowline/abi-1", "uptime_seconds": 192,
+        "addresses": ["10.0.0.11", "fd00::11"],
+        "interfaces": [
+            {"name": "eth0", "ifindex": 2, "xdp_mode": "native", "xdp_program_id": 41, "tc_kind": "tcx", "problem": null},
+            {"name": "eth9", "ifindex": 0, "xdp_mode": null, "xdp_program_id": null, "tc_kind": null,
+             "problem": "does not exist: name another one with --interface"}
+        ],
+        "ready": true, "not_ready_because": [], "fresh": true,
+        "sources": [{"name": "/etc/bowline", "alive": true, "last_list": "2026-01-01T00:00:00Z", "last_apply": null}],
+        "services": {"total": 2, "programmed": 1, "pending": 1, "failed": 0},
+        "problems": [{"object": "Service default/new", "sentence": "has no address: set bowline.dev/addresses"}],
+        "maps": [{"map": "backends", "used": 6, "capacity": 65536}],
+        "drops": [{"name": "held_back", "packets": 3}],
+        "stats": [],
+        "next_hops_unresolved": [{"node": "node-2", "address": "10.0.0.12", "reason": "no neighbour"}]
+    }"#;
+
+    fn status() -> Status {
+        serde_json::from_str(STATUS).unwrap()
+    }
+
+    #[test]
+    fn everything_that_an_agent_says_has_its_place() {
+        let a_minute_later = "2026-01-01T00:01:00Z".parse().unwrap();
+        assert_eq!(
+            show(&status(), a_minute_later, Paint(false)),
+            "\
+node       node-1 (balancer and owner)
+state      ready
+services   2: 1 programmed, 1 pending, 0 failed
+addresses  10.0.0.11, fd00::11
+agent      version 0.1.0, up 3 m 12 s, map layout 1, pins in /sys/fs/bpf/bowline/abi-1
+
+Service default/new: has no address: set bowline.dev/addresses
+
+INTERFACE  INDEX  XDP     PROGRAM  EGRESS  PROBLEM
+eth0       2      native  41       tcx
+eth9       0      -       -        -       does not exist: name another one with --interface
+
+SOURCE        WATCH  LISTED       APPLIED
+/etc/bowline  alive  1 m 0 s ago  never
+
+UNREACHABLE NODE  ADDRESS    REASON
+node-2            10.0.0.12  no neighbour
+
+MAP       USED  OF
+backends  6     65536
+
+DROPPED BECAUSE  PACKETS
+held_back        3
+"
+        );
+    }
+
+    #[test]
+    fn any_problem_is_unwell_and_none_is_well() {
+        let mut status = status();
+        assert_eq!(outcome(&status), Outcome::Unwell);
+        status.problems.clear();
+        status.interfaces.pop();
+        status.next_hops_unresolved.clear();
+        status.services.pending = 0;
+        assert_eq!(outcome(&status), Outcome::Well);
+        status.ready = false;
+        assert_eq!(outcome(&status), Outcome::Unwell);
+    }
+
+    #[test]
+    fn the_reason_stands_behind_not_ready() {
+        let mut status = status();
+        status.ready = false;
+        status.not_ready_because = vec!["no complete list yet".into(), "eth9 is gone".into()];
+        let text = show(&status, Timestamp::UNIX_EPOCH, Paint(false));
+        assert!(
+            text.contains("not ready: no complete list yet; eth9 is gone\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn colours_appear_only_when_asked_for() {
+        assert!(!show(&status(), Timestamp::UNIX_EPOCH, Paint(false)).contains('\u{1b}'));
+        assert!(show(&status(), Timestamp::UNIX_EPOCH, Paint(true)).contains("\u{1b}[32mready"));
+    }
+}
