@@ -58,7 +58,7 @@ impl<D: Dataplane> FaultyDataplane<D> {
                 1 => Fault::Interrupted,
                 _ => Fault::NoMemory,
             };
-            (random % one_in == 0).then_some(fault)
+            random.is_multiple_of(one_in).then_some(fault)
         })
     }
 

@@ -1,8 +1,19 @@
-//! Where the tables are: one interface over the kernel's maps, plain memory ([`fake`]) and maps that fail on
+//! Where the tables are: one interface over the kernel's maps ([`bpf`]), plain memory ([`fake`]) and maps that fail on
 //! purpose ([`faulty`]).
 
+pub mod bpf;
 pub mod fake;
 pub mod faulty;
+pub mod flows;
+pub mod load;
+mod mapping;
+pub mod pin;
+mod sys;
+mod table;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 
