@@ -1,0 +1,414 @@
+//! Suite `packet`: nanoseconds per packet, in the kernel, by `BPF_PROG_TEST_RUN`.
+//!
+//! A driver program puts each packet in place and tail-calls the program under test (`lb-ebpf/src/bin/driver.rs`); the
+//! same driver with a bare program behind it is measured in the same rounds, and its minimum is subtracted from every
+//! figure. What remains is the net cost of the program under test. Ratios are to a bare program that is test-run without
+//! a driver: kernel's entry, program, loop.
+//!
+//! Before it is timed, every case is run once for proof: verdict, length, counters.
+
+mod cases;
+mod frames;
+mod kernel;
+#[path = "../../../lb-ebpf/src/bin/driver/script.rs"]
+mod script;
+mod tables;
+
+use std::collections::BTreeMap;
+
+use anyhow::ensure;
+use lb_ebpf::abi::{POD_ADDRESS_V4, POD_ADDRESS_V6, Stat};
+
+use self::cases::{Case, Encapsulated, Target, XDP_DROP, XDP_PASS, XDP_TX};
+use self::frames::{Clients, FIRST, Kind, MIDDLE};
+use self::kernel::{Done, Driver, Hook, Instance, Run};
+use self::script::Script;
+use self::tables::{OWNED_FLOWS, Services, Tables};
+use crate::report::{Aim, Row};
+use crate::rounds::{self, Samples};
+use crate::{Length, Outcome};
+
+/// What was promised, on the machine that `README.md` describes.
+pub(crate) const AIMS: &[Aim] = &[
+    Aim {
+        case: "packet/tcp4/flows=1",
+        limit: 35.0,
+    },
+    Aim {
+        case: "packet/tcp4/flows=1Mi",
+        limit: 40.0,
+    },
+    Aim {
+        case: "packet/syn4",
+        limit: 35.0,
+    },
+    Aim {
+        case: "packet/tcp6/flows=1",
+        limit: 45.0,
+    },
+    Aim {
+        case: "packet/own4/flows=1",
+        limit: 100.0,
+    },
+];
+
+const MANY: Services = Services { count: 10_000 };
+const ONE: Services = Services { count: 1 };
+/// Packets of a run for proof.
+const PROOF: u32 = 1000;
+/// Packets that warm caches up before each timed run, at most.
+const WARM_UP_MAX: u32 = 1 << 16;
+
+/// How long a round is, and how many there are.
+struct Effort {
+    rounds: usize,
+    repeat: u32,
+}
+
+impl Effort {
+    fn of(length: Length) -> Self {
+        match length {
+            Length::Quick => Self {
+                rounds: 5,
+                repeat: 200_000,
+            },
+            Length::Full => Self {
+                rounds: 15,
+                repeat: 1 << 20,
+            },
+        }
+    }
+}
+
+/// The kernel's side: the driver and one instance of Bowline for each role.
+struct Bench {
+    driver: Driver,
+    one: Instance,
+    many: Instance,
+    owner: Instance,
+}
+
+/// Measures all cases whose name contains `only`.
+pub(crate) fn run(length: Length, only: &str) -> anyhow::Result<Outcome> {
+    rounds::pin_to_a_processor()?;
+    let mut outcome = Outcome::default();
+    let mut bench = Bench::set_up()?;
+    let mut all = cases::at_the_balancer(MANY);
+    match bench.at_the_owner() {
+        Ok(cases) => all.extend(cases),
+        Err(error) => outcome
+            .errors
+            .push(format!("packet/own*, relay*, return*: {error:#}")),
+    }
+    let mut sound = Vec::new();
+    for case in all.into_iter().filter(|case| case.name.contains(only)) {
+        match bench.prove(&case) {
+            Ok(()) => sound.push(case),
+            Err(error) => outcome.errors.push(format!("{}: {error:#}", case.name)),
+        }
+    }
+    let timed = bench.measure(&sound, &Effort::of(length))?;
+    outcome.rows = timed.rows(&sound);
+    Ok(outcome)
+}
+
+/// What is measured once for all cases that need it: the driver with a bare program behind it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Harness {
+    hook: Hook,
+    chunks: u32,
+}
+
+impl Harness {
+    fn of(case: &Case) -> Self {
+        Self {
+            hook: case.hook,
+            chunks: case.script.chunks,
+        }
+    }
+    fn name(self) -> String {
+        let hook = match self.hook {
+            Hook::Xdp => "xdp",
+            Hook::Tc => "tc",
+        };
+        format!("packet/floor/driver-{hook}-{}", 64 * self.chunks)
+    }
+}
+
+const BARE: [(&str, &str, Hook, u32); 4] = [
+    ("packet/floor/xdp_pass", "bare_pass", Hook::Xdp, XDP_PASS),
+    ("packet/floor/xdp_tx", "bare_tx", Hook::Xdp, XDP_TX),
+    ("packet/floor/xdp_drop", "bare_drop", Hook::Xdp, XDP_DROP),
+    ("packet/floor/tc", "bare_tc", Hook::Tc, 0),
+];
+
+/// All samples, raw.
+#[derive(Default)]
+struct Timed {
+    bare: BTreeMap<&'static str, Samples>,
+    harness: BTreeMap<Harness, Samples>,
+    cases: BTreeMap<String, Samples>,
+}
+
+impl Timed {
+    /// Floors first, then the cases with their harness subtracted.
+    fn rows(&self, cases: &[Case]) -> Vec<Row> {
+        let mut rows: Vec<Row> = BARE
+            .iter()
+            .filter_map(|(case, ..)| Some(Row::new(case, "ns", self.bare.get(case)?)))
+            .collect();
+        let harness = self.harness.iter();
+        rows.extend(harness.map(|(harness, samples)| Row::new(&harness.name(), "ns", samples)));
+        let floors = rows.clone();
+        for case in cases {
+            let (Some(raw), Some(harness)) = (
+                self.cases.get(&case.name),
+                self.harness.get(&Harness::of(case)),
+            ) else {
+                continue;
+            };
+            let row = Row::new(&case.name, "ns", &raw.less(harness.spread().0));
+            rows.push(
+                match floors.iter().find(|floor| floor.case == case.beside) {
+                    Some(floor) => row.beside(floor),
+                    None => row,
+                },
+            );
+        }
+        rows
+    }
+}
+
+impl Bench {
+    /// Loads everything and fills the balancers' tables.
+    fn set_up() -> anyhow::Result<Self> {
+        let mut bench = Self {
+            driver: Driver::load()?,
+            one: Instance::load(1)?,
+            many: Instance::load(1)?,
+            owner: Instance::load(OWNED_FLOWS)?,
+        };
+        Tables::new(&mut bench.one).fill_balancer(ONE)?;
+        Tables::new(&mut bench.many).fill_balancer(MANY)?;
+        Ok(bench)
+    }
+
+    /// Fills the owner's tables, and makes its cases.
+    fn at_the_owner(&mut self) -> anyhow::Result<Vec<Case>> {
+        let (v4, v6) = (
+            self.encapsulated(Kind::Tcp4)?,
+            self.encapsulated(Kind::Tcp6)?,
+        );
+        Tables::new(&mut self.owner).fill_owner(MANY, [v4.pod, v6.pod])?;
+        let mut cases = cases::at_the_owner(&v4);
+        cases.extend(cases::at_the_owner(&v6));
+        Ok(cases)
+    }
+
+    /// Lets the balancer make the packets that the owner gets. All clients are sent to the pod of the first.
+    fn encapsulated(&mut self, kind: Kind) -> anyhow::Result<Encapsulated> {
+        let known = self.encapsulate(kind, Clients::Known, MIDDLE)?;
+        let mut stranger = self.encapsulate(kind, Clients::Strangers, MIDDLE)?;
+        let mut first = self.encapsulate(kind, Clients::Strangers, FIRST)?;
+        // What names the pod: its address, identity and the secret after it are at the end of the headers.
+        let (from, len) = if kind.is_v6() {
+            (POD_ADDRESS_V6, 16 + 4)
+        } else {
+            (POD_ADDRESS_V4, 4 + 4)
+        };
+        for other in [&mut stranger, &mut first] {
+            other[from..from + len].copy_from_slice(&known[from..from + len]);
+        }
+        let identity = &known[from + len - 4..from + len];
+        let pod = u32::from_be_bytes(identity.try_into()?);
+        Ok(Encapsulated {
+            kind,
+            known,
+            stranger,
+            first,
+            pod,
+        })
+    }
+
+    fn encapsulate(&mut self, kind: Kind, clients: Clients, flags: u8) -> anyhow::Result<Vec<u8>> {
+        let packet = cases::request(kind, clients, MANY.hot(), flags, cases::whole(kind));
+        // Nothing is rewritten: the packet is given whole.
+        let script = Script {
+            counter: 0,
+            flows_mask: 0,
+            length: packet.len() as u32,
+            chunks: 0,
+            fields: [script::Field::default(); script::FIELDS],
+            head: [0; script::HEAD_MAX / 8],
+        };
+        // Fields that are not to change are written with what is there.
+        let same = u16::from_be_bytes([packet[0], packet[1]]);
+        let fields = script.fields.map(|field| script::Field {
+            base: u32::from(same),
+            ..field
+        });
+        self.aim(Target::BalancerMany, Hook::Xdp)?;
+        self.driver.set_script(&Script { fields, ..script })?;
+        let done = self.driver.run(&Run {
+            hook: Hook::Xdp,
+            packet: &packet,
+            repeat: 1,
+        })?;
+        ensure!(
+            done.verdict == XDP_TX,
+            "the balancer answered {} to a client's packet",
+            done.verdict
+        );
+        Ok(done.packet)
+    }
+
+    /// Puts a target behind the driver.
+    fn aim(&mut self, target: Target, hook: Hook) -> anyhow::Result<()> {
+        let program = self.instance(target).program(hook)?;
+        match target {
+            Target::Tracked => {
+                let lru = self.driver.program("lru")?;
+                self.driver.set_targets(hook, &[&lru, &program])
+            }
+            Target::BalancerOne | Target::BalancerMany | Target::Owner => {
+                self.driver.set_targets(hook, &[&program])
+            }
+        }
+    }
+
+    fn instance(&self, target: Target) -> &Instance {
+        match target {
+            Target::BalancerOne => &self.one,
+            Target::BalancerMany | Target::Tracked => &self.many,
+            Target::Owner => &self.owner,
+        }
+    }
+
+    /// Shows that the case is what its name says: nothing is timed that was not seen to work.
+    fn prove(&mut self, case: &Case) -> anyhow::Result<()> {
+        let Case {
+            hook,
+            target,
+            packet,
+            script,
+            expected,
+            ..
+        } = case;
+        self.aim(*target, *hook)?;
+        self.driver.set_script(script)?;
+        let counted = self.counted(*target)?;
+        let run = Run {
+            hook: *hook,
+            packet,
+            repeat: PROOF,
+        };
+        let Done {
+            verdict,
+            packet: out,
+            ..
+        } = self.driver.run(&run)?;
+        let now = self.counted(*target)?;
+        let moved: Vec<(String, u64)> = now
+            .into_iter()
+            .zip(counted)
+            .map(|((what, now), (_, before))| (what, now - before))
+            .filter(|(_, moved)| *moved != 0)
+            .collect();
+        ensure!(
+            verdict == expected.verdict,
+            "the verdict is {verdict}, not {}; counted: {moved:?}",
+            expected.verdict
+        );
+        let want: Vec<(String, u64)> = expected
+            .stat
+            .map(|stat| (stat.label().to_owned(), u64::from(PROOF)))
+            .into_iter()
+            .collect();
+        ensure!(moved == want, "counted {moved:?}, not {want:?}");
+        let grown = out.len().cast_signed() - packet.len().cast_signed();
+        ensure!(
+            grown == expected.grows,
+            "the packet grew by {grown}, not by {}",
+            expected.grows
+        );
+        Ok(())
+    }
+
+    /// Everything that an instance counts, by name.
+    fn counted(&self, target: Target) -> anyhow::Result<Vec<(String, u64)>> {
+        let instance = self.instance(target);
+        let mut counted = Vec::new();
+        for &stat in Stat::ALL {
+            counted.push((stat.label().to_owned(), instance.stat(stat)?));
+        }
+        let drops = instance.drops()?.into_iter();
+        counted.extend(drops.map(|(reason, n)| (format!("dropped: {}", reason.label()), n)));
+        Ok(counted)
+    }
+
+    /// All cases once, then all of them again.
+    fn measure(&mut self, cases: &[Case], effort: &Effort) -> anyhow::Result<Timed> {
+        let mut timed = Timed::default();
+        // One case stands for all with the same harness.
+        let harness: BTreeMap<Harness, &Case> =
+            cases.iter().map(|case| (Harness::of(case), case)).collect();
+        // Flows that a case has not yet got to stay for its next round.
+        let mut counters: BTreeMap<&str, u32> = BTreeMap::new();
+        for _ in 0..effort.rounds {
+            for (case, program, hook, verdict) in BARE {
+                let run = Run {
+                    hook,
+                    packet: &[0; 64],
+                    repeat: effort.repeat,
+                };
+                let done = self.driver.test_run(program, &run)?;
+                ensure!(
+                    done.verdict == verdict,
+                    "{program} answered {}",
+                    done.verdict
+                );
+                timed.bare.entry(case).or_default().push(done.ns);
+            }
+            for (harness, case) in &harness {
+                let bare = match harness.hook {
+                    Hook::Xdp => self.driver.program("bare_pass")?,
+                    Hook::Tc => self.driver.program("bare_tc")?,
+                };
+                self.driver.set_targets(harness.hook, &[&bare])?;
+                let ns = self.time(case, effort, 0)?;
+                timed.harness.entry(*harness).or_default().push(ns);
+            }
+            for case in cases {
+                self.aim(case.target, case.hook)?;
+                let counter = counters.entry(&case.name).or_default();
+                let ns = self.time(case, effort, *counter)?;
+                *counter = counter.wrapping_add(effort.repeat);
+                timed.cases.entry(case.name.clone()).or_default().push(ns);
+            }
+        }
+        Ok(timed)
+    }
+
+    /// Nanoseconds per packet of one run, after a shorter one for the caches.
+    fn time(&mut self, case: &Case, effort: &Effort, counter: u32) -> anyhow::Result<f64> {
+        let Case {
+            hook,
+            packet,
+            script,
+            ..
+        } = case;
+        self.driver.set_script(&Script { counter, ..*script })?;
+        let warm_up = (script.flows_mask + 1).clamp(PROOF, WARM_UP_MAX);
+        self.driver.run(&Run {
+            hook: *hook,
+            packet,
+            repeat: warm_up,
+        })?;
+        let done = self.driver.run(&Run {
+            hook: *hook,
+            packet,
+            repeat: effort.repeat,
+        })?;
+        Ok(done.ns)
+    }
+}

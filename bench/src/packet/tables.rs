@@ -1,0 +1,358 @@
+//! Fills the maps of an instance: the benchmark's Services, their rows, slots and backends, and an owner's flows.
+//!
+//! Written straight into the maps: what a packet costs depends on what they hold, not on who wrote it.
+
+use anyhow::Context as _;
+use aya::Pod;
+use aya::maps::{Array, HashMap, MapData};
+use lb_ebpf::abi::{self, map};
+use lb_ebpf::wire::{Addr6, Be16, Be32, Ports, protocol};
+
+use super::frames::{
+    BALANCER, CLIENT_PORT, Clients, Kind, Node, OTHER, OWNER, POD_PORT, SECRET, SERVICE_PORT,
+    addr6, backend, be32, pod4, pod6, vip4, vip6,
+};
+use super::kernel::Instance;
+use crate::table;
+
+/// Flows that an owner's table holds, per family.
+pub(super) const OWNED_FLOWS: u32 = 1 << 20;
+/// Bits of a flow's number that vary the client's port; the rest varies its address.
+pub(super) const PORT_BITS: u32 = 14;
+/// Backends of the Service that most packets go to, as in the figures published for others.
+const HOT_BACKENDS: u32 = 100;
+/// Backends of the others.
+const OTHER_BACKENDS: u32 = 5;
+/// Backends of IPv6 have ids from here.
+pub(super) const FIRST_V6: u32 = 60_000;
+/// Keys of the flow hash: any will do.
+const HASH_KEY: [u64; abi::HASH_KEY_WORDS] = [
+    0x9e37_79b9_7f4a_7c15,
+    0xbf58_476d_1ce4_e5b9,
+    0x94d0_49bb_1331_11eb,
+    0xd6e8_feb8_6659_fd93,
+    0xa076_1d64_78bd_642f,
+    0xe703_7ed1_a0b4_28db,
+    0x8ebc_6af0_9c88_c6e3,
+    0x5899_65cc_7537_4cc3,
+    0x1d8e_4e27_c47d_124f,
+    0xeb44_acca_b455_d165,
+    0x2545_f491_4f6c_dd1d,
+];
+
+/// Numbers of the Services: `n - 2` small ones, then these two.
+#[derive(Clone, Copy)]
+pub(super) struct Services {
+    /// How many there are.
+    pub(super) count: u32,
+}
+
+impl Services {
+    /// The one with 100 backends.
+    pub(super) fn hot(self) -> u32 {
+        self.count - 1
+    }
+    /// The same, and every slot has three older occupants.
+    pub(super) fn hot_older(self) -> u32 {
+        self.count.saturating_sub(2)
+    }
+}
+
+/// Writes into the maps of one instance.
+pub(super) struct Tables<'a> {
+    instance: &'a mut Instance,
+}
+
+impl<'a> Tables<'a> {
+    pub(super) fn new(instance: &'a mut Instance) -> Self {
+        Self { instance }
+    }
+
+    fn array<V: Pod>(&mut self, name: &'static str) -> anyhow::Result<Array<&mut MapData, V>> {
+        let map = self.instance.ebpf.map_mut(name).context(name)?;
+        Ok(Array::try_from(map)?)
+    }
+
+    fn hash<K: Pod, V: Pod>(
+        &mut self,
+        name: &'static str,
+    ) -> anyhow::Result<HashMap<&mut MapData, K, V>> {
+        let map = self.instance.ebpf.map_mut(name).context(name)?;
+        Ok(HashMap::try_from(map)?)
+    }
+
+    /// A balancer with `services` Services per family; the last has 100 backends, all on other nodes.
+    pub(super) fn fill_balancer(&mut self, services: Services) -> anyhow::Result<()> {
+        self.write_config(BALANCER)?;
+        let small = self.write_rows(1, OTHER_BACKENDS, 0)?;
+        let hot = self.write_rows(
+            2,
+            HOT_BACKENDS,
+            small.size.next_multiple_of(abi::ROWS_PER_ELEMENT),
+        )?;
+        for (kind, first) in [(Kind::Tcp4, 1), (Kind::Tcp6, FIRST_V6)] {
+            self.write_backends(kind, first, services)?;
+            self.write_slots(kind, first, services)?;
+        }
+        self.write_services(services, small, hot)
+    }
+
+    fn write_config(&mut self, node: Node) -> anyhow::Result<()> {
+        let config = abi::Config {
+            hash_key: HASH_KEY,
+            secrets: [SECRET; 2],
+            relays_per_second: 1 << 32,
+            node4: be32(node.v4()),
+            node6: addr6(node.v6()),
+            geneve_port: Be16::new(abi::GENEVE_PORT),
+            mss4: 1376,
+            mss6: 1324,
+            ..abi::Config::default()
+        };
+        Ok(self.array(map::CONFIG)?.set(0, config, 0)?)
+    }
+
+    /// The table of `n` slots of equal weight, of the size that the rule picks.
+    fn write_rows(&mut self, region: u32, n: u32, at: u32) -> anyhow::Result<abi::TableRef> {
+        let rows = table::equal_rows(n);
+        let mut map = self.array::<[u16; 4]>(map::ROWS)?;
+        for (index, four) in (at / abi::ROWS_PER_ELEMENT..).zip(rows.chunks(4)) {
+            let mut element = [0; 4];
+            element[..four.len()].copy_from_slice(four);
+            map.set(index, element, 0)?;
+        }
+        let size = rows.len() as u32;
+        let value = abi::Region {
+            rows: at,
+            size,
+            digest: u64::from(n),
+        };
+        self.array(map::REGIONS)?.set(region, value, 0)?;
+        Ok(abi::TableRef {
+            rows: at,
+            size,
+            fields: abi::hash_fields::FIVE_TUPLE,
+        })
+    }
+
+    fn write_backends(&mut self, kind: Kind, first: u32, services: Services) -> anyhow::Result<()> {
+        let count = OTHER_BACKENDS * services.count + HOT_BACKENDS;
+        let mut map = self.array(map::BACKENDS)?;
+        for id in first..first + count {
+            map.set(id, backend(id, kind, BALANCER, OWNER, 0), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Five slots each for the small Services, a hundred for each of the hot ones.
+    fn write_slots(&mut self, kind: Kind, first: u32, services: Services) -> anyhow::Result<()> {
+        let older = abi::Set {
+            older: [first + 1, first + 2, first + 3],
+            ..abi::Set::default()
+        };
+        let set = if kind.is_v6() { 2 } else { 1 };
+        self.array(map::SETS)?.set(set, older, 0)?;
+        let mut map = self.array(map::SLOTS)?;
+        for n in 0..services.count {
+            let slots = slots_of(services, n);
+            for i in 0..slots.count {
+                let set = if n == services.hot_older() && n != services.hot() {
+                    set
+                } else {
+                    0
+                };
+                let value = abi::Slot {
+                    first: first + OTHER_BACKENDS * n.min(services.hot_older()) + i,
+                    set,
+                };
+                map.set(first + slots.first + i, value, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_services(
+        &mut self,
+        services: Services,
+        small: abi::TableRef,
+        hot: abi::TableRef,
+    ) -> anyhow::Result<()> {
+        let entry = |n: u32, first: u32| {
+            let slots = slots_of(services, n);
+            abi::ServiceEntry {
+                id: n,
+                slots: first + slots.first,
+                slot_count: slots.count,
+                current: if slots.count == HOT_BACKENDS {
+                    hot
+                } else {
+                    small
+                },
+                ..abi::ServiceEntry::default()
+            }
+        };
+        let mut map = self.hash(map::SERVICES4)?;
+        for n in 0..services.count {
+            map.insert(key4(n, protocol::TCP), entry(n, 1), 0)?;
+        }
+        map.insert(
+            key4(services.hot(), protocol::UDP),
+            entry(services.hot(), 1),
+            0,
+        )?;
+        let mut map = self.hash(map::SERVICES6)?;
+        for n in 0..services.count {
+            map.insert(key6(n, protocol::TCP), entry(n, FIRST_V6), 0)?;
+        }
+        Ok(())
+    }
+
+    /// An owner node: one pod of the hot Service of either family, with a million flows of clients that it knows. Its
+    /// own tables have the pod in every slot, and an older occupant on another node, where strangers are relayed to.
+    pub(super) fn fill_owner(&mut self, services: Services, pods: [u32; 2]) -> anyhow::Result<()> {
+        let [pod_v4, pod_v6] = pods;
+        self.write_config(OWNER)?;
+        let mut peers = self.hash(map::PEERS)?;
+        for node in [BALANCER, OTHER] {
+            peers.insert(Addr6::mapped(be32(node.v4())), 1, 0)?;
+            peers.insert(addr6(node.v6()), 1, 0)?;
+        }
+        let table = self.write_rows(1, HOT_BACKENDS, 0)?;
+        for (kind, pod, set) in [(Kind::Tcp4, pod_v4, 1), (Kind::Tcp6, pod_v6, 2)] {
+            let relay_to = pod + 1000;
+            let mut backends = self.array(map::BACKENDS)?;
+            let local = abi::backend_flag::LOCAL;
+            backends.set(pod, backend(pod, kind, OWNER, OWNER, local), 0)?;
+            backends.set(relay_to, backend(relay_to, kind, OWNER, OTHER, 0), 0)?;
+            let older = abi::Set {
+                older: [relay_to, 0, 0],
+                ..abi::Set::default()
+            };
+            self.array(map::SETS)?.set(set, older, 0)?;
+            let mut slots = self.array(map::SLOTS)?;
+            for i in 0..HOT_BACKENDS {
+                slots.set(set * 1000 + i, abi::Slot { first: pod, set }, 0)?;
+            }
+        }
+        let entry = |set: u32| abi::ServiceEntry {
+            id: 1,
+            slots: set * 1000,
+            slot_count: HOT_BACKENDS,
+            current: table,
+            ..abi::ServiceEntry::default()
+        };
+        let hot = services.hot();
+        self.hash(map::SERVICES4)?
+            .insert(key4(hot, protocol::TCP), entry(1), 0)?;
+        self.hash(map::SERVICES6)?
+            .insert(key6(hot, protocol::TCP), entry(2), 0)?;
+        let port = Be16::new(POD_PORT);
+        let key = abi::LocalKey {
+            addr: be32(pod4(pod_v4)),
+            port,
+            pad: 0,
+        };
+        let value = abi::LocalPod {
+            identity: pod_v4,
+            backend: pod_v4,
+        };
+        self.hash(map::LOCALS4)?.insert(key, value, 0)?;
+        let key = abi::LocalKey {
+            addr: addr6(pod6(pod_v6)),
+            port,
+            pad: 0,
+        };
+        let value = abi::LocalPod {
+            identity: pod_v6,
+            backend: pod_v6,
+        };
+        self.hash(map::LOCALS6)?.insert(key, value, 0)?;
+        self.write_flows(
+            map::FLOWS4,
+            |host| be32(Clients::Known.v4(host)),
+            [be32(pod4(pod_v4)), be32(vip4(hot))],
+            pod_v4,
+        )?;
+        self.write_flows(
+            map::FLOWS6,
+            |host| addr6(Clients::Known.v6(host)),
+            [addr6(pod6(pod_v6)), addr6(vip6(hot))],
+            pod_v6,
+        )
+    }
+
+    fn write_flows<A: Copy>(
+        &mut self,
+        name: &'static str,
+        client: impl Fn(u32) -> A,
+        [pod, vip]: [A; 2],
+        identity: u32,
+    ) -> anyhow::Result<()>
+    where
+        abi::Tuple<A>: Pod,
+        abi::Flow<A>: Pod,
+    {
+        let value = abi::Flow {
+            seen: 0,
+            vip,
+            vip_port: Be16::new(SERVICE_PORT),
+            client: 0,
+            pod: 0,
+            identity,
+            flags: 0,
+        };
+        let mut map = self.hash(name)?;
+        for flow in 0..OWNED_FLOWS {
+            let port = CLIENT_PORT | (flow & ((1 << PORT_BITS) - 1)) as u16;
+            let key = abi::Tuple {
+                src: client(flow >> PORT_BITS),
+                dst: pod,
+                ports: Ports {
+                    src: Be16::new(port),
+                    dst: Be16::new(POD_PORT),
+                },
+                proto: protocol::TCP,
+                pad: [0; 3],
+            };
+            map.insert(key, value, 0)?;
+        }
+        Ok(())
+    }
+}
+
+struct SlotRange {
+    first: u32,
+    count: u32,
+}
+
+fn slots_of(services: Services, n: u32) -> SlotRange {
+    let small = services.hot_older();
+    match n {
+        n if n < small => SlotRange {
+            first: n * OTHER_BACKENDS,
+            count: OTHER_BACKENDS,
+        },
+        n => SlotRange {
+            first: small * OTHER_BACKENDS + (n - small) * HOT_BACKENDS,
+            count: HOT_BACKENDS,
+        },
+    }
+}
+
+fn key4(n: u32, proto: u8) -> abi::ServiceKey4 {
+    abi::ServiceKey4 {
+        addr: Be32::from_bytes(vip4(n)),
+        port: Be16::new(SERVICE_PORT),
+        proto,
+        pad: 0,
+    }
+}
+
+fn key6(n: u32, proto: u8) -> abi::ServiceKey6 {
+    abi::ServiceKey6 {
+        addr: addr6(vip6(n)),
+        port: Be16::new(SERVICE_PORT),
+        proto,
+        pad: 0,
+    }
+}
