@@ -6,6 +6,10 @@
 //! ```
 
 pub mod admin;
+pub mod agent;
 pub mod dataplane;
+pub mod manager;
+pub mod metrics;
 pub mod model;
+pub mod serve;
 pub mod source;

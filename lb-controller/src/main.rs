@@ -1,2 +1,113 @@
-//! Stub.
-fn main() {}
+//! `lb-controller`: manager and agent of Bowline in one binary. Arguments, logs, signals; everything else is the library.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use lb_controller::{agent, manager};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Manager and agent of Bowline, a layer-4 load balancer.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// How logs are written, to standard error.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true)]
+    log_format: LogFormat,
+    /// Which logs are written: `error`, `warn`, `info`, `debug`, or directives as in `lb_controller=debug`.
+    #[arg(long, default_value = "info", env = "BOWLINE_LOG", global = true)]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Assigns slots and writes tables and status.
+    Manager(manager::Options),
+    /// Programs this node.
+    Agent(agent::Options),
+    /// Removes all programs and maps of a pin directory: uninstall.
+    Detach {
+        /// Where links and maps are pinned.
+        #[arg(long, default_value = agent::PIN_DIR_DEFAULT)]
+        pin_dir: PathBuf,
+    },
+    /// Loads all programs without attaching them, and prints what the kernel's verifier says.
+    Verify,
+}
+
+fn main() -> ExitCode {
+    let Arguments {
+        log_format,
+        log,
+        command,
+    } = Arguments::parse();
+    let outcome = start_logs(log_format, &log).and_then(|()| run(command));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One sentence with its causes; this is all that a person sees when we can not start.
+            eprintln!("lb-controller: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_logs(format: LogFormat, directives: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(directives)?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Manager(options) => block_on(|stop| manager::run(options, stop)),
+        Command::Agent(options) => block_on(|stop| agent::run(options, stop)),
+        Command::Detach { pin_dir } => agent::detach(&pin_dir),
+        Command::Verify => agent::verify(),
+    }
+}
+
+/// Runs until the future ends; SIGTERM and SIGINT only ask it to.
+fn block_on<F: Future<Output = anyhow::Result<()>>>(
+    future: impl FnOnce(CancellationToken) -> F,
+) -> anyhow::Result<()> {
+    // Two threads: one may wait for a file while the other answers.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let stop = CancellationToken::new();
+    let outcome = runtime.block_on(async {
+        let mut terminate =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let asked = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!(signal = "SIGTERM", "stopping"),
+                _ = tokio::signal::ctrl_c() => tracing::info!(signal = "SIGINT", "stopping"),
+            }
+            asked.cancel();
+        });
+        future(stop.clone()).await
+    });
+    // Whatever still blocks (a reader of a hung file system) does not keep us.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    outcome
+}
