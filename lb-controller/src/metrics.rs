@@ -212,22 +212,23 @@ fn node(families: &mut Families<'_>, status: &admin::Status) -> Result<(), Error
         "All entries",
         maps().map(|m| (vec![("map", m.map.as_str())], number(m.capacity))),
     )?;
-    let counters = |of: &'static str, counters: &'_ [admin::Counter]| -> Vec<(Labels<'_>, u64)> {
-        counters
-            .iter()
-            .map(|c| (vec![(of, c.name.as_str())], c.packets))
-            .collect()
-    };
     families.counter(
         "bowline_dropped_packets",
         "Dropped packets by reason",
-        counters("reason", &status.drops),
+        packets("reason", &status.drops),
     )?;
     families.counter(
         "bowline_handled_packets",
         "What the programs did",
-        counters("action", &status.stats),
+        packets("action", &status.stats),
     )
+}
+
+fn packets<'a>(label: &'static str, counters: &'a [admin::Counter]) -> Vec<(Labels<'a>, u64)> {
+    counters
+        .iter()
+        .map(|c| (vec![(label, c.name.as_str())], c.packets))
+        .collect()
 }
 
 fn service_counts(counts: &admin::ServiceCounts) -> [(Labels<'static>, f64); 3] {

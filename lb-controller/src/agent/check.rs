@@ -113,14 +113,15 @@ fn check(
 }
 
 fn root(root: bool) -> Check {
-    match root {
-        true => check("root", Outcome::Ok, "runs as root", ""),
-        false => check(
+    if root {
+        check("root", Outcome::Ok, "runs as root", "")
+    } else {
+        check(
             "root",
             Outcome::Fail,
             "does not run as root",
             "start the agent as root",
-        ),
+        )
     }
 }
 
@@ -150,26 +151,28 @@ fn kernel(release: &str) -> Check {
 }
 
 fn btf(btf: bool) -> Check {
-    match btf {
-        true => check("btf", Outcome::Ok, "/sys/kernel/btf/vmlinux is there", ""),
-        false => check(
+    if btf {
+        check("btf", Outcome::Ok, "/sys/kernel/btf/vmlinux is there", "")
+    } else {
+        check(
             "btf",
             Outcome::Fail,
             "/sys/kernel/btf/vmlinux is missing",
             "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as distributions build it",
-        ),
+        )
     }
 }
 
 fn bpffs(bpffs: bool) -> Check {
-    match bpffs {
-        true => check("bpffs", Outcome::Ok, "the pin directory is on a bpffs", ""),
-        false => check(
+    if bpffs {
+        check("bpffs", Outcome::Ok, "the pin directory is on a bpffs", "")
+    } else {
+        check(
             "bpffs",
             Outcome::Fail,
             "the pin directory is not on a bpffs",
             "mount one: mount -t bpf bpf /sys/fs/bpf, or choose another --pin-dir",
-        ),
+        )
     }
 }
 

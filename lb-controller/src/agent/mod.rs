@@ -16,7 +16,7 @@ pub const PIN_DIR_DEFAULT: &str = "/sys/fs/bpf/bowline";
 /// How the agent runs.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Directory of Services, EndpointSlices, Pods and Nodes; tables come from `.bowline` below it.
+    /// Directory of objects (Service, endpoint slice, Pod, Node); tables come from `.bowline` below it.
     #[arg(long, value_name = "DIR")]
     pub manifests: PathBuf,
     /// Name of this node, as its Node object has it.
@@ -28,7 +28,7 @@ pub struct Options {
     /// Interfaces that carry the programs; without it, each with a default route.
     #[arg(long, value_name = "IF")]
     pub interface: Vec<String>,
-    /// Addresses of this node, at most one of each family; without it, the first InternalIP of its Node object.
+    /// Addresses of this node, at most one of each family; without it, the first internal ones of its Node object.
     #[arg(long, value_name = "IP")]
     pub node_address: Vec<IpAddr>,
     /// Where links and maps are pinned: a directory of a bpffs.

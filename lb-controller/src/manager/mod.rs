@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 /// How the manager runs.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Directory of Services, EndpointSlices, Pods and Nodes; outputs go to `.bowline` below it.
+    /// Directory of objects (Service, endpoint slice, Pod, Node); outputs go to `.bowline` below it.
     #[arg(long, value_name = "DIR")]
     pub manifests: PathBuf,
     /// Where /metrics, /healthz and /readyz are served; nowhere if not given.
