@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod api;
 pub mod dataplane;
 pub mod manager;
 pub mod metrics;
