@@ -99,7 +99,7 @@ fn scale(x: u32, n: u32) -> u32 {
     ((u64::from(x) * u64::from(n)) >> 32) as u32
 }
 
-/// The finisher of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): a bijection of 64 bits.
+/// The finisher of `SplitMix64` (Steele, Lea and Flood, OOPSLA 2014): a bijection of 64 bits.
 fn mix(x: u64) -> u64 {
     let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -108,7 +108,7 @@ fn mix(x: u64) -> u64 {
 }
 
 /// `a + b mod size`, both below `size`, without a division or a branch.
-#[inline(always)]
+#[inline]
 fn add(a: u32, b: u32, size: u32) -> u32 {
     let sum = a + b;
     sum.min(sum.wrapping_sub(size))
@@ -129,7 +129,7 @@ impl Board {
         let words = (size as usize).div_ceil(64);
         let mut free = vec![0; words.next_power_of_two()];
         free[..words].fill(u64::MAX);
-        if size % 64 != 0 {
+        if !size.is_multiple_of(64) {
             free[words - 1] = (1 << (size % 64)) - 1;
         }
         Self {
@@ -142,13 +142,13 @@ impl Board {
     }
 
     /// 1 if the row is free, else 0.
-    #[inline(always)]
+    #[inline]
     fn free_bit(&self, row: u32) -> u64 {
         let word = (row >> 6) as usize & (self.free.len() - 1);
         self.free[word] >> (row & 63) & 1
     }
 
-    #[inline(always)]
+    #[inline]
     fn take(&mut self, slot: usize, row: u32) {
         self.free[(row >> 6) as usize] &= !(1 << (row & 63));
         self.rows[row as usize] = slot as u16;
@@ -157,7 +157,7 @@ impl Board {
     }
 
     /// One turn while most rows are free: the first look nearly always succeeds.
-    #[inline(always)]
+    #[inline]
     fn turn_early(&mut self, slot: usize) {
         let Walk { mut at, step } = self.walks[slot];
         while self.free_bit(at) == 0 {
@@ -167,7 +167,7 @@ impl Board {
     }
 
     /// One turn while few rows are free: four looks at a time, then the first that succeeded.
-    #[inline(always)]
+    #[inline]
     fn turn_late(&mut self, slot: usize) {
         let Walk { mut at, step } = self.walks[slot];
         let two = add(step, step, self.size);

@@ -30,11 +30,8 @@ pub fn hash_key(secret: &[u8; HASH_SECRET_LEN]) -> [u64; HASH_KEY_WORDS] {
 
 /// The secret of the encapsulation as the maps hold it.
 pub fn encap_secret(secret: [u8; 8]) -> EncapSecret {
-    let [a, b, c, d, e, f, g, h] = secret;
-    [
-        Be32::from_bytes([a, b, c, d]),
-        Be32::from_bytes([e, f, g, h]),
-    ]
+    let half = |at: usize| Be32::from_bytes(std::array::from_fn(|n| secret[at + n]));
+    [half(0), half(4)]
 }
 
 /// Identity of a pod and port: the lower 32 bits of SipHash-2-4 under the zero key over the UID, 0xff and the port in

@@ -109,7 +109,7 @@ fn a_slot_that_leaves_moves_little_more_than_its_rows() {
             .zip(after.iter())
             .filter(|(a, b)| a != b)
             .count();
-        let moved = moved as f64 * 100.0 / f64::from(size);
+        let moved = f64::from(moved as u32) * 100.0 / f64::from(size);
         assert!(moved <= percent, "{slots} slots: {moved} %");
     }
 }
