@@ -89,7 +89,7 @@ fn main() -> ExitCode {
         Command::Explain(command) => explain::run(&command, socket, output),
         Command::Check => check::run(socket, output),
         Command::Lab(command) => lab::run(command, output),
-        Command::LabServer(command) => lab::server::run(&command),
+        Command::LabServer(command) => lab::server::run(command),
     };
     match outcome {
         Ok(Outcome::Well) => ExitCode::SUCCESS,

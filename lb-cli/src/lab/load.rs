@@ -1,0 +1,289 @@
+//! Many short connections, datagram streams and transfers from the client's namespace. Everything here runs on the
+//! client's worker; results are values.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::sync::{Mutex, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::server;
+use super::wire::Who;
+
+/// A connection that is not open and answered by then has failed: eight times what a lost SYN costs.
+const ANSWER_LIMIT: Duration = Duration::from_secs(8);
+/// A datagram without an answer by then is lost: a round trip takes less than a millisecond.
+const DATAGRAM_LIMIT: Duration = Duration::from_secs(2);
+/// Connections under way at the same moment.
+const CONCURRENT: usize = 128;
+/// Bytes of one of many transfers, each way: small enough that stopping takes less than a second.
+const TRANSFER_PART: u64 = 4 << 20;
+/// Reasons of failures that are kept word for word.
+const REASONS_MAX: usize = 5;
+
+/// Transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// A way to reach a Service: from an address of the client to a VIP and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Way {
+    /// TCP or UDP.
+    pub(crate) protocol: Protocol,
+    /// The client's address.
+    pub(crate) from: IpAddr,
+    /// VIP and port.
+    pub(crate) to: SocketAddr,
+}
+
+/// What happened to short connections (of UDP: one datagram and its answer).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Tried.
+    pub(crate) connections: u64,
+    /// Of them failed.
+    pub(crate) failed: u64,
+    /// Of the failed, datagrams without an answer.
+    pub(crate) udp_lost: u64,
+    /// The server saw another client address or port than the client has.
+    pub(crate) address_changed: u64,
+    /// Answers by UID of the pod.
+    pub(crate) by_pod: BTreeMap<String, u64>,
+    /// The first few reasons of failures.
+    pub(crate) reasons: Vec<String>,
+}
+
+impl Tally {
+    fn note(&mut self, way: Way, result: anyhow::Result<(Who, SocketAddr)>) {
+        self.connections += 1;
+        match result {
+            Ok((who, local)) => {
+                self.address_changed += u64::from(who.client != local);
+                *self.by_pod.entry(who.uid).or_default() += 1;
+            }
+            Err(error) => {
+                self.failed += 1;
+                self.udp_lost += u64::from(way.protocol == Protocol::Udp);
+                if self.reasons.len() < REASONS_MAX {
+                    self.reasons
+                        .push(format!("{} → {}: {error:#}", way.from, way.to));
+                }
+            }
+        }
+    }
+}
+
+/// Opens one connection (or sends one datagram) along every way, several at a time, and asks each pod who it is.
+pub(crate) async fn many(ways: Vec<Way>) -> anyhow::Result<Tally> {
+    let tally = Arc::new(Mutex::new(Tally::default()));
+    let places = Arc::new(Semaphore::new(CONCURRENT));
+    let mut tasks = tokio::task::JoinSet::new();
+    for way in ways {
+        let place = Arc::clone(&places)
+            .acquire_owned()
+            .await
+            .context("wait for a place")?;
+        let tally = Arc::clone(&tally);
+        tasks.spawn(async move {
+            let result = once(way).await;
+            tally.lock().await.note(way, result);
+            drop(place);
+        });
+        // Keeps the set as small as the number of places.
+        while tasks.try_join_next().is_some() {}
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.context("a connection's task ended early")?;
+    }
+    let tally = tally.lock().await;
+    Ok(tally.clone())
+}
+
+/// Opens so many connections a second along the ways in turn, until told to stop.
+pub(crate) async fn steady(
+    ways: Vec<Way>,
+    per_second: u32,
+    stop: CancellationToken,
+) -> anyhow::Result<Tally> {
+    ensure!(
+        !ways.is_empty() && per_second > 0,
+        "a steady load needs ways and a rate"
+    );
+    let tally = Arc::new(Mutex::new(Tally::default()));
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
+    for way in ways.iter().copied().cycle() {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            _ = tick.tick() => {}
+        }
+        let tally = Arc::clone(&tally);
+        tasks.spawn(async move {
+            let result = once(way).await;
+            tally.lock().await.note(way, result);
+        });
+        while tasks.try_join_next().is_some() {}
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.context("a connection's task ended early")?;
+    }
+    let tally = tally.lock().await;
+    Ok(tally.clone())
+}
+
+/// Who answers, and the client's own address.
+async fn once(way: Way) -> anyhow::Result<(Who, SocketAddr)> {
+    match way.protocol {
+        Protocol::Tcp => match tokio::time::timeout(ANSWER_LIMIT, once_tcp(way)).await {
+            Ok(result) => result,
+            Err(_) => bail!("no answer within {} s", ANSWER_LIMIT.as_secs()),
+        },
+        Protocol::Udp => once_udp(way).await,
+    }
+}
+
+async fn once_tcp(way: Way) -> anyhow::Result<(Who, SocketAddr)> {
+    let stream = connect(way).await?;
+    let local = stream.local_addr().context("own address")?;
+    let mut stream = BufStream::new(stream);
+    stream.write_all(b"who\n").await.context("write")?;
+    stream.flush().await.context("write")?;
+    let mut line = String::new();
+    stream.read_line(&mut line).await.context("read")?;
+    let who = Who::parse(&line).with_context(|| format!("odd answer {line:?}"))?;
+    Ok((who, local))
+}
+
+async fn once_udp(way: Way) -> anyhow::Result<(Who, SocketAddr)> {
+    let socket = datagrams(way).await?;
+    let local = socket.local_addr().context("own address")?;
+    socket.send(b"hello").await.context("send")?;
+    let mut buffer = [0; 512];
+    let Ok(received) = tokio::time::timeout(DATAGRAM_LIMIT, socket.recv(&mut buffer)).await else {
+        bail!("no answer within {} s", DATAGRAM_LIMIT.as_secs());
+    };
+    let text = String::from_utf8_lossy(&buffer[..received.context("receive")?]).into_owned();
+    let who = text.strip_prefix("hello ").and_then(Who::parse);
+    Ok((who.with_context(|| format!("odd answer {text:?}"))?, local))
+}
+
+/// Opens a TCP connection from the way's own address.
+pub(crate) async fn connect(way: Way) -> anyhow::Result<TcpStream> {
+    let socket = if way.to.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    };
+    let socket = socket.context("open a socket")?;
+    socket
+        .bind((way.from, 0).into())
+        .with_context(|| format!("bind to {}", way.from))?;
+    let stream = socket.connect(way.to).await.context("connect")?;
+    stream.set_nodelay(true).context("switch delays off")?;
+    Ok(stream)
+}
+
+/// Opens a UDP socket that speaks to one address only.
+pub(crate) async fn datagrams(way: Way) -> anyhow::Result<UdpSocket> {
+    let socket = UdpSocket::bind((way.from, 0)).await;
+    let socket = socket.with_context(|| format!("bind to {}", way.from))?;
+    socket.connect(way.to).await.context("connect")?;
+    Ok(socket)
+}
+
+/// Sends so many bytes to the pod and receives as many, checks both, and returns how many went over the wire.
+pub(crate) async fn transfer(way: Way, bytes: u64) -> anyhow::Result<u64> {
+    let mut stream = BufStream::new(connect(way).await?);
+    stream
+        .write_all(format!("take {bytes}\n").as_bytes())
+        .await
+        .context("ask")?;
+    server::send(&mut stream, bytes).await.context("send")?;
+    let mut line = String::new();
+    stream.read_line(&mut line).await.context("read")?;
+    ensure!(
+        line == format!("taken {bytes} good\n"),
+        "the pod says {line:?} of {bytes} bytes sent"
+    );
+    stream
+        .write_all(format!("send {bytes}\n").as_bytes())
+        .await
+        .context("ask")?;
+    stream.flush().await.context("ask")?;
+    ensure!(
+        server::take(&mut stream, bytes).await.context("receive")?,
+        "bytes that came back are not those that were sent"
+    );
+    Ok(2 * bytes)
+}
+
+/// Transfers both ways again and again until told to stop; returns bytes.
+pub(crate) async fn transfers(way: Way, stop: CancellationToken) -> anyhow::Result<u64> {
+    let mut total = 0;
+    while !stop.is_cancelled() {
+        total += transfer(way, TRANSFER_PART).await?;
+    }
+    Ok(total)
+}
+
+/// What happened to a stream of datagrams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stream {
+    /// Datagrams sent.
+    pub(crate) sent: u64,
+    /// Datagrams without an answer.
+    pub(crate) lost: u64,
+}
+
+/// Sends so many numbered datagrams a second from one socket until told to stop, then waits for the last answers.
+pub(crate) async fn stream(
+    way: Way,
+    per_second: u32,
+    stop: CancellationToken,
+) -> anyhow::Result<Stream> {
+    let socket = datagrams(way).await?;
+    let mut answered = std::collections::BTreeSet::new();
+    let mut sent = 0_u64;
+    let mut buffer = [0; 512];
+    let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second.max(1));
+    let number = |datagram: &[u8]| -> Option<u64> {
+        std::str::from_utf8(datagram)
+            .ok()?
+            .split(' ')
+            .next()?
+            .parse()
+            .ok()
+    };
+    while !stop.is_cancelled() {
+        tokio::select! {
+            _ = tick.tick() => {
+                socket.send(sent.to_string().as_bytes()).await.context("send")?;
+                sent += 1;
+            }
+            received = socket.recv(&mut buffer) => {
+                answered.extend(number(&buffer[..received.context("receive")?]));
+            }
+        }
+    }
+    let last = Instant::now() + DATAGRAM_LIMIT;
+    while (answered.len() as u64) < sent {
+        match tokio::time::timeout_at(last.into(), socket.recv(&mut buffer)).await {
+            Ok(received) => answered.extend(number(&buffer[..received.context("receive")?])),
+            Err(_) => break,
+        }
+    }
+    Ok(Stream {
+        sent,
+        lost: sent - answered.len() as u64,
+    })
+}

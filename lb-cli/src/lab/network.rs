@@ -1,0 +1,275 @@
+//! Builds the plan: namespaces, links, addresses, routes, offloads. Knows no agents, pods' servers or Services.
+
+use std::net::IpAddr;
+
+use anyhow::Context;
+use ipnet::IpNet;
+use rand::Rng;
+use rand::seq::IndexedRandom;
+
+use super::ledger::Ledger;
+use super::links::{self, End, Path, Route};
+use super::netns::{Namespace, Worker};
+use super::offloads::{self, Offload, Switch};
+use super::plan::{self, Machine};
+
+/// The link of every namespace but the router's.
+pub(crate) const LINK: &str = "eth0";
+
+/// The machines of a lab and what joins them.
+#[derive(Debug)]
+pub(crate) struct Network {
+    prefix: String,
+    /// Where clients run.
+    pub(crate) client: Namespace,
+    /// Between clients and machines.
+    pub(crate) router: Namespace,
+    /// Balancers and nodes.
+    pub(crate) machines: Vec<(Machine, Namespace)>,
+    router_worker: Worker,
+}
+
+impl Network {
+    /// Builds everything but the pods.
+    pub(crate) fn build(name: &str, balancers: u8, ledger: &mut Ledger) -> anyhow::Result<Self> {
+        let prefix = format!("bowline-{name}");
+        let mut namespace = |of: &str| namespace(&prefix, of, ledger);
+        let client = namespace("client")?;
+        let router = namespace("router")?;
+        let mut machines = Vec::new();
+        for machine in plan::machines(balancers) {
+            let namespace = namespace(&machine.name)?;
+            machines.push((machine, namespace));
+        }
+        join_client(&client, &router)?;
+        for (machine, namespace) in &machines {
+            join_machine(machine, namespace, &router)?;
+        }
+        let router_worker = router.worker()?;
+        Ok(Self {
+            prefix,
+            client,
+            router,
+            machines,
+            router_worker,
+        })
+    }
+
+    /// Makes a pod's namespace on a node.
+    pub(crate) fn pod(
+        &self,
+        node: &str,
+        pod: &str,
+        addresses: [IpAddr; 2],
+        ledger: &mut Ledger,
+    ) -> anyhow::Result<Namespace> {
+        let (_, host) = self
+            .machines
+            .iter()
+            .find(|(machine, _)| machine.name == node)
+            .with_context(|| format!("there is no node {node}"))?;
+        let inside = namespace(&self.prefix, pod, ledger)?;
+        let here = End {
+            namespace: &inside,
+            link: LINK,
+        };
+        let there = End {
+            namespace: host,
+            link: pod,
+        };
+        links::pair(here, there)?;
+        links::up(there, &plan::pod_gateways().map(links::host))?;
+        links::up(here, &addresses.map(links::host))?;
+        let to_pod = addresses.map(|address| Route {
+            to: links::host(address),
+            via: None,
+            link: pod,
+        });
+        links::routes(host, &to_pod)?;
+        links::routes(&inside, &defaults(plan::pod_gateways()))?;
+        Ok(inside)
+    }
+
+    /// Where the router sends packets for VIPs if nothing has moved them: every balancer, with equal shares.
+    pub(crate) fn every_balancer(&self) -> Vec<(String, u8)> {
+        let balancers = self
+            .machines
+            .iter()
+            .filter(|(machine, _)| machine.role.balances());
+        balancers
+            .map(|(machine, _)| (machine.name.clone(), 1))
+            .collect()
+    }
+
+    /// A random set of balancers with random shares: most flows of before meet another balancer.
+    pub(crate) fn some_balancers(&self, random: &mut impl Rng) -> Vec<(String, u8)> {
+        let all = self.every_balancer();
+        let count = random.random_range(1..=all.len());
+        all.choose_multiple(random, count)
+            .map(|(name, _)| (name.clone(), random.random_range(1..=4)))
+            .collect()
+    }
+
+    /// Makes the router send packets for VIPs to these balancers, in shares.
+    pub(crate) async fn move_ecmp(&self, balancers: &[(String, u8)]) -> anyhow::Result<()> {
+        let mut paths = [Vec::new(), Vec::new()];
+        for (name, weight) in balancers {
+            let machine = self
+                .machines
+                .iter()
+                .find(|(machine, _)| machine.name == *name);
+            let (machine, _) = machine.with_context(|| format!("there is no balancer {name}"))?;
+            for (paths, address) in paths.iter_mut().zip(machine.addresses()) {
+                paths.push(Path {
+                    via: address.addr(),
+                    weight: *weight,
+                });
+            }
+        }
+        self.router_worker
+            .run(async move {
+                let netlink = links::connect()?;
+                for (vips, paths) in plan::VIPS.iter().zip(&paths) {
+                    let vips: IpNet = vips.parse().context("a prefix of VIPs")?;
+                    links::multipath(&netlink, vips, paths).await?;
+                }
+                Ok(())
+            })
+            .await
+    }
+}
+
+fn namespace(prefix: &str, name: &str, ledger: &mut Ledger) -> anyhow::Result<Namespace> {
+    let name = format!("{prefix}-{name}");
+    ledger.namespace(&name)?;
+    let namespace = Namespace::create(&name)?;
+    for (setting, value) in SETTINGS {
+        namespace.set(setting, value)?;
+    }
+    links::loopback_up(&namespace)?;
+    Ok(namespace)
+}
+
+/// The same everywhere: where a setting is not needed it does no harm.
+const SETTINGS: [(&str, &str); 10] = [
+    ("ipv4/ip_forward", "1"),
+    ("ipv6/conf/all/forwarding", "1"),
+    // Replies come straight from the node, requests by way of a balancer: strict checks would drop them.
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    // Nobody else can have our addresses: no waiting for duplicates.
+    ("ipv6/conf/all/accept_dad", "0"),
+    ("ipv6/conf/default/accept_dad", "0"),
+    // ECMP by addresses and ports.
+    ("ipv4/fib_multipath_hash_policy", "1"),
+    ("ipv6/fib_multipath_hash_policy", "1"),
+    // Ports for tens of thousands of connections, and `ping` without a raw socket.
+    ("ipv4/ip_local_port_range", "1024 65535"),
+    ("ipv4/ping_group_range", "0 2147483647"),
+];
+
+fn join_client(client: &Namespace, router: &Namespace) -> anyhow::Result<()> {
+    let (addresses, gateway) = plan::client();
+    let here = End {
+        namespace: client,
+        link: LINK,
+    };
+    let there = End {
+        namespace: router,
+        link: "client",
+    };
+    links::pair(here, there)?;
+    links::up(there, &gateway)?;
+    links::up(here, addresses.as_flattened())?;
+    links::routes(client, &defaults(gateway.map(|address| address.addr())))
+}
+
+fn join_machine(
+    machine: &Machine,
+    namespace: &Namespace,
+    router: &Namespace,
+) -> anyhow::Result<()> {
+    let here = End {
+        namespace,
+        link: LINK,
+    };
+    let there = End {
+        namespace: router,
+        link: &machine.name,
+    };
+    links::pair(here, there)?;
+    router.inside(|| {
+        let switches = [
+            (Offload::Gro, Switch::On),
+            (Offload::TxChecksum, Switch::Off),
+        ];
+        offloads::switch(&machine.name, &switches)
+    })?;
+    links::up(there, &machine.router())?;
+    links::up(here, &machine.addresses())?;
+    links::routes(
+        namespace,
+        &defaults(machine.router().map(|address| address.addr())),
+    )?;
+    let Some(pods) = machine.pods() else {
+        return Ok(());
+    };
+    let mut to_pods = Vec::new();
+    for (to, via) in pods.into_iter().zip(machine.addresses()) {
+        to_pods.push(Route {
+            to,
+            via: Some(via.addr()),
+            link: &machine.name,
+        });
+    }
+    links::routes(router, &to_pods)
+}
+
+fn defaults(gateways: [IpAddr; 2]) -> [Route<'static>; 2] {
+    gateways.map(|gateway| Route {
+        to: links::everywhere(gateway),
+        via: Some(gateway),
+        link: LINK,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::{echo, netns};
+
+    #[test]
+    fn every_machine_and_pod_is_reached_from_the_client() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: network namespaces need root");
+            return;
+        }
+        let name = format!("test-{}", std::process::id());
+        let mut ledger = Ledger::open(&name).unwrap();
+        let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let network = Network::build(&name, 2, &mut ledger).unwrap();
+            let (node, _) = &network.machines[2];
+            let addresses = node.pod(1).unwrap();
+            let node = node.name.clone();
+            network.pod(&node, "pod-1", addresses, &mut ledger).unwrap();
+            let mut all = addresses.to_vec();
+            for (machine, _) in &network.machines {
+                all.extend(machine.addresses().map(|address| address.addr()));
+            }
+            let client = &network.client;
+            client
+                .inside(|| all.iter().try_for_each(|address| echo::ping(*address)))
+                .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .unwrap();
+            for moved in [network.every_balancer(), vec![("lb-2".to_owned(), 3)]] {
+                runtime.block_on(network.move_ecmp(&moved)).unwrap();
+            }
+        }));
+        ledger.sweep().unwrap();
+        std::fs::remove_dir_all(ledger.directory()).unwrap();
+        assert!(netns::processes_in(&format!("bowline-{name}-client")).is_empty());
+        tried.unwrap();
+    }
+}
