@@ -1,12 +1,17 @@
 //! Where the tables are: one interface over the kernel's maps ([`bpf`]), plain memory ([`fake`]) and maps that fail on
 //! purpose ([`faulty`]).
 
+pub mod attach;
 pub mod bpf;
+mod egress;
 pub mod fake;
 pub mod faulty;
 pub mod flows;
+pub mod links;
 pub mod load;
 mod mapping;
+pub mod network;
+pub mod next_hop;
 pub mod pin;
 mod sys;
 mod table;
@@ -14,6 +19,8 @@ mod table;
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_attach;
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -90,6 +90,19 @@ impl PinDir {
         }
     }
 
+    /// The same paths, without the lock.
+    pub(super) fn paths(&self) -> Self {
+        Self::new(&self.base)
+    }
+
+    /// Takes the lock without making anything.
+    pub(super) fn lock(&mut self) -> Result<(), PinError> {
+        if self.lock.is_none() && self.base.exists() {
+            self.lock = Some(self.acquire()?);
+        }
+        Ok(())
+    }
+
     /// Makes the directories and locks them against other agents.
     pub fn prepare(&mut self) -> Result<(), PinError> {
         let nearest = self.base.ancestors().find(|dir| dir.exists());
@@ -112,10 +125,7 @@ impl PinDir {
                 }
             })?;
         }
-        if self.lock.is_none() {
-            self.lock = Some(self.acquire()?);
-        }
-        Ok(())
+        self.lock()
     }
 
     fn acquire(&self) -> Result<Flock<fs::File>, PinError> {

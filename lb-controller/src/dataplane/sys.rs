@@ -331,7 +331,8 @@ pub(super) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct LinkInfo {
     kind: u32,
-    id: u32,
+    /// The kernel's id of the link itself.
+    pub(super) id: u32,
     pub(super) program_id: u32,
     pad: u32,
     /// 0 when the interface is gone.

@@ -13,7 +13,7 @@ use super::pin::{mount_bpffs, unmount_bpffs};
 pub(crate) fn is_root(test: &str) -> bool {
     let root = Uid::effective().is_root();
     if !root {
-        eprintln!("skipped {test}: needs root, to load programs and make network namespaces");
+        eprintln!("skipped: {test} needs root, to load programs and make network namespaces");
     }
     root
 }
@@ -56,15 +56,21 @@ pub(crate) fn in_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
 
 /// Runs `ip <words>` in the namespace of the calling thread.
 pub(crate) fn ip(words: &str) {
-    let output = Command::new("ip")
+    output("ip", words);
+}
+
+/// What `program <words>` prints in the namespace of the calling thread.
+pub(crate) fn output(program: &str, words: &str) -> String {
+    let output = Command::new(program)
         .args(words.split_whitespace())
         .output()
         .unwrap();
     assert!(
         output.status.success(),
-        "ip {words}: {}",
+        "{program} {words}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// What `ip link set … netns <here>` needs to name the namespace of the calling thread.

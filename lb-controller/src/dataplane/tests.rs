@@ -1,7 +1,6 @@
 //! The maps and programs in the real kernel. Needs root; says so and passes without.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
 use lb_ebpf::abi::{self, map};
 use lb_ebpf::wire::{Addr6, Be16, Be32, Ports};
@@ -60,7 +59,7 @@ fn some_of_each() -> Vec<Op> {
                 size: 509,
                 digest: 42,
             },
-            rows: Arc::from_iter((0..509).map(|row| row % 7)),
+            rows: (0..509).map(|row| row % 7).collect(),
         },
         Op::Set {
             id: SetId(5),

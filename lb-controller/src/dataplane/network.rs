@@ -1,0 +1,519 @@
+//! The netlink task: follows links, routes and neighbours of this network namespace.
+//!
+//! Events only say that something has changed; what is true is read again, in one pass, so a lost or overrun event
+//! costs a moment and never a wrong picture. What follows from the reading is decided in [`super::links`] and
+//! [`super::next_hop`].
+
+use std::collections::{BTreeSet, HashSet};
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt, TryStreamExt};
+use rtnetlink::packet_route::link::{
+    InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
+};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia,
+};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::links::{IfIndex, Link, LinkRole, Links, XdpMode, XdpProgram};
+use super::next_hop::{Neighbours, NextHops, Route, next_hop};
+
+/// Events come in bursts; one pass answers those that come within this time.
+const SETTLE: Duration = Duration::from_millis(20);
+/// A pass even without an event, in case one was lost before we listened.
+const RESYNC: Duration = Duration::from_secs(10);
+/// Before netlink is tried again after an error.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What went wrong with netlink.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The socket could not be opened.
+    #[error("opening a netlink socket")]
+    Socket(#[source] io::Error),
+    /// A question was not answered.
+    #[error("netlink: {what}")]
+    Netlink {
+        /// What was asked for.
+        what: &'static str,
+        /// What netlink said.
+        source: rtnetlink::Error,
+    },
+    /// The connection has ended.
+    #[error("the netlink connection has ended")]
+    Closed,
+}
+
+/// What the task publishes. Receivers see the newest state only, so nothing queues up.
+#[derive(Debug)]
+pub struct Network {
+    /// The interfaces.
+    pub links: watch::Receiver<Arc<Links>>,
+    /// The ways to the nodes that were asked for.
+    pub next_hops: watch::Receiver<Arc<NextHops>>,
+    /// Ends after the token is cancelled.
+    pub task: JoinHandle<()>,
+}
+
+/// Follows the network of the calling thread's namespace: reads everything once, then in a task until `stop`.
+///
+/// `wanted` are the addresses of the nodes to find the way to.
+pub async fn follow(
+    wanted: watch::Receiver<BTreeSet<IpAddr>>,
+    stop: CancellationToken,
+) -> Result<Network, NetworkError> {
+    let mut connection = Connection::open()?;
+    let addresses = wanted.borrow().clone();
+    let (links, next_hops) = connection.read(&addresses).await?;
+    let (links_tx, links) = watch::channel(Arc::new(links));
+    let (next_hops_tx, next_hops) = watch::channel(Arc::new(next_hops));
+    let follower = Follower {
+        connection,
+        wanted,
+        links: links_tx,
+        next_hops: next_hops_tx,
+    };
+    Ok(Network {
+        links,
+        next_hops,
+        task: tokio::spawn(follower.run(stop)),
+    })
+}
+
+struct Follower {
+    connection: Connection,
+    wanted: watch::Receiver<BTreeSet<IpAddr>>,
+    links: watch::Sender<Arc<Links>>,
+    next_hops: watch::Sender<Arc<NextHops>>,
+}
+
+impl Follower {
+    async fn run(mut self, stop: CancellationToken) {
+        let mut failing = false;
+        let mut wanted_open = true;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.connection.changed() => {}
+                changed = self.wanted.changed(), if wanted_open => wanted_open = changed.is_ok(),
+                () = tokio::time::sleep(RESYNC) => {}
+            }
+            match self.pass().await {
+                Ok(()) => {
+                    if failing {
+                        tracing::info!("netlink answers again");
+                    }
+                    failing = false;
+                }
+                Err(error) => {
+                    if !failing {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "interfaces and next hops are not followed"
+                        );
+                    }
+                    failing = true;
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(RETRY) => {}
+                    }
+                    // Whatever the socket had to say is read again from a new one.
+                    if let Ok(connection) = Connection::open() {
+                        self.connection.replace(connection);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn pass(&mut self) -> Result<(), NetworkError> {
+        let addresses = self.wanted.borrow_and_update().clone();
+        let (links, next_hops) = self.connection.read(&addresses).await?;
+        publish(&self.links, links);
+        publish(&self.next_hops, next_hops);
+        Ok(())
+    }
+}
+
+/// Wakes the receivers only when something differs.
+fn publish<T: PartialEq>(sender: &watch::Sender<Arc<T>>, value: T) {
+    sender.send_if_modified(|current| {
+        let differs = **current != value;
+        if differs {
+            *current = Arc::new(value);
+        }
+        differs
+    });
+}
+
+type Events = Pin<Box<dyn Stream<Item = ()> + Send + Sync>>;
+
+/// One netlink socket for questions and events.
+struct Connection {
+    handle: Handle,
+    /// The library's queue behind it has no limit; it is emptied whenever the task wakes, and holds no more than the
+    /// kernel's socket buffer lets through meanwhile.
+    events: Events,
+    task: JoinHandle<()>,
+    /// Neighbours that we have asked the kernel to keep resolved.
+    managed: HashSet<(IfIndex, IpAddr)>,
+}
+
+impl Connection {
+    fn open() -> Result<Self, NetworkError> {
+        let (connection, handle, events) = rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
+        ])
+        .map_err(NetworkError::Socket)?;
+        Ok(Self {
+            handle,
+            events: Box::pin(events.map(|_event| ())),
+            task: tokio::spawn(connection),
+            managed: HashSet::new(),
+        })
+    }
+
+    /// Takes over from a connection that has failed, and remembers what it had asked for.
+    fn replace(&mut self, new: Self) {
+        let managed = std::mem::take(&mut self.managed);
+        *self = new;
+        self.managed = managed;
+    }
+
+    /// Returns when something has changed and the burst of events is over; at the end of the connection, too.
+    async fn changed(&mut self) {
+        self.events.next().await;
+        let settled = tokio::time::sleep(SETTLE);
+        tokio::pin!(settled);
+        loop {
+            tokio::select! {
+                () = &mut settled => return,
+                event = self.events.next() => if event.is_none() { return },
+            }
+        }
+    }
+
+    async fn read(
+        &mut self,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Result<(Links, NextHops), NetworkError> {
+        if self.task.is_finished() {
+            return Err(NetworkError::Closed);
+        }
+        let mut links = self.links().await?;
+        self.mark_routes(&mut links).await?;
+        let neighbours = self.neighbours().await?;
+        let mut next_hops = NextHops::new();
+        let mut needed = HashSet::new();
+        for address in addresses {
+            let route = self.route(*address).await?;
+            let hop = next_hop(*address, route.as_ref(), &links, &neighbours.usable);
+            if let Some(route) = route.filter(|route| !route.own) {
+                needed.insert(route.neighbour(*address));
+            }
+            next_hops.insert(*address, hop);
+        }
+        self.manage(needed, &neighbours, &links).await;
+        Ok((links, next_hops))
+    }
+
+    async fn links(&self) -> Result<Links, NetworkError> {
+        let messages: Vec<_> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(netlink("listing interfaces"))?;
+        Ok(messages.into_iter().map(link).collect())
+    }
+
+    async fn mark_routes(&self, links: &mut Links) -> Result<(), NetworkError> {
+        for family in [
+            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+        ] {
+            let mut routes = self.handle.route().get(family).execute();
+            while let Some(route) = routes.try_next().await.map_err(netlink("listing routes"))? {
+                mark_route(links, &route);
+            }
+        }
+        Ok(())
+    }
+
+    async fn neighbours(&self) -> Result<Listed, NetworkError> {
+        let mut listed = Listed::default();
+        let mut messages = self.handle.neighbours().get().execute();
+        while let Some(message) = messages
+            .try_next()
+            .await
+            .map_err(netlink("listing neighbours"))?
+        {
+            listed.add(&message);
+        }
+        Ok(listed)
+    }
+
+    async fn route(&self, address: IpAddr) -> Result<Option<Route>, NetworkError> {
+        let question = match address {
+            IpAddr::V4(address) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+                .destination_prefix(address, 32)
+                .build(),
+            IpAddr::V6(address) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+                .destination_prefix(address, 128)
+                .build(),
+        };
+        match self.handle.route().get(question).execute().try_next().await {
+            Ok(answer) => Ok(answer.and_then(|message| route(&message))),
+            // No route is an answer as well; so are `unreachable`, `prohibit` and `blackhole` routes.
+            Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
+            Err(source) => Err(NetworkError::Netlink {
+                what: "looking up a route",
+                source,
+            }),
+        }
+    }
+
+    /// Asks the kernel to resolve the needed neighbours and to keep them resolved (`NTF_EXT_MANAGED`, kernel 5.16), and
+    /// lets go of those that are no longer needed.
+    async fn manage(
+        &mut self,
+        needed: HashSet<(IfIndex, IpAddr)>,
+        neighbours: &Listed,
+        links: &Links,
+    ) {
+        for (ifindex, address) in &needed {
+            let on_ethernet = links
+                .get(*ifindex)
+                .is_some_and(|link| link.running && link.mac.is_some());
+            if !on_ethernet || neighbours.kept.contains(&(*ifindex, *address)) {
+                continue;
+            }
+            let mut request = self
+                .handle
+                .neighbours()
+                .add(*ifindex, *address)
+                .state(NeighbourState::None)
+                .replace();
+            request
+                .message_mut()
+                .attributes
+                .push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
+            if let Err(error) = request.execute().await {
+                tracing::debug!(%address, ifindex, %error, "asking for a neighbour");
+            }
+        }
+        for (ifindex, address) in self.managed.difference(&needed) {
+            let mut message = NeighbourMessage::default();
+            message.header.ifindex = *ifindex;
+            message.header.family = match address {
+                IpAddr::V4(_) => rtnetlink::packet_route::AddressFamily::Inet,
+                IpAddr::V6(_) => rtnetlink::packet_route::AddressFamily::Inet6,
+            };
+            message
+                .attributes
+                .push(NeighbourAttribute::Destination((*address).into()));
+            // Gone already, with its interface for instance, is as good.
+            let _ = self.handle.neighbours().del(message).execute().await;
+        }
+        self.managed = needed;
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn netlink(what: &'static str) -> impl Fn(rtnetlink::Error) -> NetworkError {
+    move |source| NetworkError::Netlink { what, source }
+}
+
+fn link(message: LinkMessage) -> Link {
+    let flags = message.header.flags;
+    let mut link = Link {
+        ifindex: message.header.index,
+        name: String::new(),
+        mac: None,
+        mtu: 0,
+        running: flags.contains(LinkFlags::Up | LinkFlags::Running),
+        role: if flags.contains(LinkFlags::Loopback) {
+            LinkRole::Loopback
+        } else {
+            LinkRole::Own
+        },
+        xdp: None,
+        default_route: false,
+        subnet: false,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Address(mac) if link.role != LinkRole::Loopback => {
+                link.mac = mac.try_into().ok();
+            }
+            LinkAttribute::LinkInfo(infos) => {
+                // A VRF is no bridge: packets of its members leave through them.
+                let port = infos.iter().any(
+                    |info| matches!(info, LinkInfo::PortKind(kind) if *kind != InfoPortKind::Vrf),
+                );
+                if port {
+                    link.role = LinkRole::Port;
+                }
+            }
+            LinkAttribute::Xdp(xdp) => link.xdp = xdp_program(&xdp),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn xdp_program(attributes: &[LinkXdp]) -> Option<XdpProgram> {
+    let id = attributes.iter().find_map(|attribute| match attribute {
+        LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) => Some(*id),
+        _ => None,
+    })?;
+    let generic = attributes
+        .iter()
+        .any(|attribute| matches!(attribute, LinkXdp::Attached(XdpAttached::SocketBuffer)));
+    let mode = if generic {
+        XdpMode::Generic
+    } else {
+        XdpMode::Native
+    };
+    Some(XdpProgram { id, mode })
+}
+
+/// Notes at its interfaces that a route leads through them.
+fn mark_route(links: &mut Links, message: &RouteMessage) {
+    let header = &message.header;
+    if header.kind != RouteType::Unicast {
+        return;
+    }
+    let (mut interfaces, mut link_local) = (Vec::new(), false);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(ifindex) => interfaces.push(*ifindex),
+            RouteAttribute::MultiPath(hops) => {
+                interfaces.extend(hops.iter().map(|hop| hop.interface_index));
+            }
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
+                link_local = address.is_unicast_link_local();
+            }
+            _ => {}
+        }
+    }
+    let single = match header.address_family {
+        rtnetlink::packet_route::AddressFamily::Inet => header.destination_prefix_length == 32,
+        _ => header.destination_prefix_length == 128,
+    };
+    for ifindex in interfaces {
+        let Some(link) = links.get_mut(ifindex) else {
+            continue;
+        };
+        link.default_route |= header.destination_prefix_length == 0;
+        link.subnet |= !single && !link_local;
+    }
+}
+
+/// The kernel's answer to the question for one route.
+fn route(message: &RouteMessage) -> Option<Route> {
+    let mut route = Route {
+        own: message.header.kind == RouteType::Local,
+        ifindex: 0,
+        gateway: None,
+        mtu: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(ifindex) => route.ifindex = *ifindex,
+            RouteAttribute::Gateway(RouteAddress::Inet(address))
+            | RouteAttribute::Via(RouteVia::Inet(address)) => {
+                route.gateway = Some((*address).into());
+            }
+            RouteAttribute::Gateway(RouteAddress::Inet6(address))
+            | RouteAttribute::Via(RouteVia::Inet6(address)) => {
+                route.gateway = Some((*address).into());
+            }
+            RouteAttribute::Metrics(metrics) => {
+                route.mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let usable = route.own || message.header.kind == RouteType::Unicast && route.ifindex != 0;
+    usable.then_some(route)
+}
+
+/// Neighbours as the kernel lists them.
+#[derive(Default)]
+struct Listed {
+    usable: Neighbours,
+    /// Need no request: managed already, or set by hand.
+    kept: HashSet<(IfIndex, IpAddr)>,
+}
+
+impl Listed {
+    fn add(&mut self, message: &NeighbourMessage) {
+        let (mut address, mut mac, mut managed) = (None, None, false);
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
+                    address = Some(IpAddr::V4(*ip));
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
+                    address = Some(IpAddr::V6(*ip));
+                }
+                NeighbourAttribute::LinkLayerAddress(bytes) => {
+                    mac = bytes.as_slice().try_into().ok();
+                }
+                NeighbourAttribute::ExtFlags(flags) => {
+                    managed = flags.contains(NeighbourExtFlags::Managed);
+                }
+                _ => {}
+            }
+        }
+        let Some(address) = address else { return };
+        let key = (message.header.ifindex, address);
+        let state = message.header.state;
+        if managed || state == NeighbourState::Permanent {
+            self.kept.insert(key);
+        }
+        let usable = matches!(
+            state,
+            NeighbourState::Reachable
+                | NeighbourState::Stale
+                | NeighbourState::Delay
+                | NeighbourState::Probe
+                | NeighbourState::Permanent
+                | NeighbourState::Noarp
+        );
+        if let (true, Some(mac)) = (usable, mac) {
+            self.usable.insert(key, mac);
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Programs on interfaces and the way to other nodes, in network namespaces. Needs root; says so and passes without.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::attach::{self, Attacher, Interface, ModeChoice, Settings};
+use super::bpf::BpfDataplane;
+use super::egress::{Egress, EgressKind};
+use super::links::{Links, XdpMode};
+use super::network;
+use super::next_hop::{NextHop, NextHops, NoNextHop};
+use super::sys;
+use super::testing::{BpfDir, in_namespace, ip, is_root, namespace_id, output};
+use super::tests::open;
+
+/// Makes `up0` with a default route, and its other end.
+fn uplink() {
+    ip("link add up0 type veth peer name up1");
+    ip("addr add 10.1.0.1/24 dev up0");
+    ip("link set up0 up");
+    ip("link set up1 up");
+    ip("route add default via 10.1.0.2");
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+fn links() -> Arc<Links> {
+    runtime().block_on(async {
+        let (_keep, nobody) = watch::channel(BTreeSet::new());
+        let network = network::follow(nobody, CancellationToken::new())
+            .await
+            .unwrap();
+        network.links.borrow().clone()
+    })
+}
+
+fn start(dir: &BpfDir, settings: Settings) -> (BpfDataplane, Attacher) {
+    let (maps, programs) = open(dir);
+    let attacher = Attacher::new(programs, maps.pins(), settings).unwrap();
+    (maps, attacher)
+}
+
+fn one(report: &[Interface]) -> Interface {
+    assert_eq!(report.len(), 1, "{report:?}");
+    report[0].clone()
+}
+
+fn link_id(maps: &BpfDataplane, interface: &Interface) -> u32 {
+    let path = maps.pins().link(&format!("xdp-{}", interface.ifindex));
+    let fd = sys::open(&path).unwrap();
+    sys::link_info(fd.as_fd()).unwrap().id
+}
+
+#[test]
+fn restarted_agent_replaces_the_program_in_the_link_that_stayed() {
+    if !is_root("restarted_agent_replaces_the_program_in_the_link_that_stayed") {
+        return;
+    }
+    in_namespace(|| {
+        uplink();
+        let dir = BpfDir::new();
+        let (maps, mut attacher) = start(&dir, Settings::default());
+        let first = one(attacher.reconcile(&links()));
+        assert_eq!(first.name, "up0");
+        assert_eq!(first.problem, None);
+        assert_eq!(first.xdp.unwrap().mode, XdpMode::Native);
+        assert_eq!(first.egress, Some(EgressKind::Tcx));
+        let link = link_id(&maps, &first);
+        assert_eq!(one(attacher.reconcile(&links())), first);
+        drop((maps, attacher));
+
+        let left = links().by_name("up0").unwrap().xdp.unwrap();
+        assert_eq!(left.id, first.xdp.unwrap().id);
+        let (maps, mut attacher) = start(&dir, Settings::default());
+        let second = one(attacher.reconcile(&links()));
+        assert_eq!(second.problem, None);
+        assert_eq!(link_id(&maps, &second), link);
+        let replaced = second.xdp.unwrap();
+        assert_ne!(replaced.id, left.id);
+        assert_eq!(links().by_name("up0").unwrap().xdp, Some(replaced));
+    });
+}
+
+#[test]
+fn somebody_elses_program_is_named_and_left_alone() {
+    if !is_root("somebody_elses_program_is_named_and_left_alone") {
+        return;
+    }
+    in_namespace(|| {
+        uplink();
+        let (theirs, ours) = (BpfDir::new(), BpfDir::new());
+        let (_theirs, mut other) = start(&theirs, Settings::default());
+        let before = one(other.reconcile(&links()));
+        let (_maps, mut attacher) = start(&ours, Settings::default());
+        let interface = one(attacher.reconcile(&links()));
+        assert_eq!(interface.xdp, None);
+        let problem = interface.problem.unwrap();
+        assert!(
+            problem.starts_with(
+                "interface up0 already runs the XDP program bowline_xdp of another agent (native mode"
+            ),
+            "{problem}"
+        );
+        assert_eq!(links().by_name("up0").unwrap().xdp, before.xdp);
+
+        // Nor is what belongs to an agent that runs taken away under its feet.
+        attach::detach(&theirs.path().join("bowline")).unwrap_err();
+    });
+}
+
+#[test]
+fn interface_that_goes_and_comes_back_gets_its_programs_again() {
+    if !is_root("interface_that_goes_and_comes_back_gets_its_programs_again") {
+        return;
+    }
+    in_namespace(|| {
+        uplink();
+        let dir = BpfDir::new();
+        let settings = Settings {
+            interfaces: vec!["up0".into()],
+            ..Settings::default()
+        };
+        let (maps, mut attacher) = start(&dir, settings);
+        let first = one(attacher.reconcile(&links()));
+        assert_eq!(first.problem, None);
+        ip("link del up0");
+        let gone = one(attacher.reconcile(&links()));
+        assert_eq!((gone.ifindex, gone.xdp), (0, None));
+        assert!(
+            gone.problem
+                .unwrap()
+                .contains("interface up0 does not exist")
+        );
+        assert_eq!(std::fs::read_dir(maps.pins().links()).unwrap().count(), 0);
+        uplink();
+        let back = one(attacher.reconcile(&links()));
+        assert_eq!(back.problem, None);
+        assert_ne!(back.ifindex, first.ifindex);
+        assert_eq!(links().by_name("up0").unwrap().xdp, back.xdp);
+    });
+}
+
+#[test]
+fn generic_mode_is_used_when_asked_for() {
+    if !is_root("generic_mode_is_used_when_asked_for") {
+        return;
+    }
+    in_namespace(|| {
+        uplink();
+        let dir = BpfDir::new();
+        let settings = Settings {
+            mode: ModeChoice::Only(XdpMode::Generic),
+            ..Settings::default()
+        };
+        let (_maps, mut attacher) = start(&dir, settings);
+        let interface = one(attacher.reconcile(&links()));
+        assert_eq!(interface.problem, None);
+        assert_eq!(interface.xdp.unwrap().mode, XdpMode::Generic);
+        assert_eq!(links().by_name("up0").unwrap().xdp, interface.xdp);
+    });
+}
+
+#[test]
+fn interfaces_no_longer_named_are_let_go_and_lost_default_routes_are_not() {
+    if !is_root("interfaces_no_longer_named_are_let_go_and_lost_default_routes_are_not") {
+        return;
+    }
+    in_namespace(|| {
+        uplink();
+        let dir = BpfDir::new();
+        let (maps, mut attacher) = start(&dir, Settings::default());
+        attacher.reconcile(&links());
+        ip("route del default");
+        let kept = one(attacher.reconcile(&links()));
+        assert!(kept.xdp.is_some());
+        drop((maps, attacher));
+        let settings = Settings {
+            interfaces: vec!["up1".into()],
+            ..Settings::default()
+        };
+        let (_maps, mut attacher) = start(&dir, settings);
+        attacher.reconcile(&links());
+        let links = links();
+        assert_eq!(links.by_name("up0").unwrap().xdp, None);
+        assert!(links.by_name("up1").unwrap().xdp.is_some());
+    });
+}
+
+#[test]
+fn filter_is_replaced_in_place_where_there_is_no_tcx_and_detached_with_the_rest() {
+    if !is_root("filter_is_replaced_in_place_where_there_is_no_tcx_and_detached_with_the_rest") {
+        return;
+    }
+    in_namespace(|| {
+        uplink();
+        let dir = BpfDir::new();
+        let settings = Settings {
+            egress: Egress::Filter,
+            ..Settings::default()
+        };
+        for _start in 0..2 {
+            let (_maps, mut attacher) = start(&dir, settings.clone());
+            let interface = one(attacher.reconcile(&links()));
+            assert_eq!(interface.egress, Some(EgressKind::Clsact));
+            assert_eq!(interface.problem, None);
+        }
+        let filters = || output("tc", "filter show dev up0 egress");
+        assert_eq!(filters().matches("handle 0xb0 ").count(), 1);
+        attach::detach(&dir.path().join("bowline")).unwrap();
+        assert!(!filters().contains("bowline_egress"));
+        assert!(!dir.path().join("bowline").exists());
+    });
+}
+
+/// Waits until the next hops satisfy `done`.
+async fn next_hops_where(
+    next_hops: &mut watch::Receiver<Arc<NextHops>>,
+    what: &str,
+    done: impl FnMut(&Arc<NextHops>) -> bool,
+) -> Arc<NextHops> {
+    tokio::time::timeout(Duration::from_secs(10), next_hops.wait_for(done))
+        .await
+        .unwrap_or_else(|_| panic!("{what} within ten seconds"))
+        .unwrap()
+        .clone()
+}
+
+#[test]
+fn next_hops_follow_neighbours_routes_and_links() {
+    if !is_root("next_hops_follow_neighbours_routes_and_links") {
+        return;
+    }
+    in_namespace(|| {
+        uplink();
+        let here = namespace_id();
+        let (there_tx, there) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let (moved_tx, moved) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                in_namespace(move || {
+                    there_tx.send(namespace_id()).unwrap();
+                    moved.recv().unwrap();
+                    ip("addr add 10.1.0.2/24 dev up1");
+                    ip("link set up1 address 02:00:00:00:00:99");
+                    ip("link set up1 up");
+                    let _ = ended.recv();
+                });
+            });
+            let other = there.recv().unwrap();
+            assert_ne!(here, other);
+            ip(&format!("link set up1 netns {other}"));
+            moved_tx.send(()).unwrap();
+            runtime().block_on(follow_them());
+            drop(end);
+        });
+    });
+}
+
+async fn follow_them() {
+    let (beside, behind, own): (IpAddr, IpAddr, IpAddr) = (
+        [10, 1, 0, 2].into(),
+        [192, 0, 2, 9].into(),
+        [10, 1, 0, 1].into(),
+    );
+    let (wanted, asked) = watch::channel(BTreeSet::from([beside, behind, own]));
+    let stop = CancellationToken::new();
+    let mut network = network::follow(asked, stop.clone()).await.unwrap();
+    let hops = &mut network.next_hops;
+    let resolved = next_hops_where(hops, "neighbour resolved", |hops| hops[&beside].is_ok()).await;
+    let NextHop {
+        ifindex,
+        src_mac: _,
+        dst_mac,
+        mtu,
+    } = resolved[&beside].clone().unwrap();
+    assert_eq!(
+        Some(ifindex),
+        network
+            .links
+            .borrow()
+            .by_name("up0")
+            .map(|link| link.ifindex)
+    );
+    assert_eq!((dst_mac, mtu), ([2, 0, 0, 0, 0, 0x99], 1500));
+    assert_eq!(resolved[&behind], resolved[&beside]);
+    assert_eq!(resolved[&own], Err(NoNextHop::Own { address: own }));
+
+    ip("route change default via 10.1.0.2 mtu 1280");
+    next_hops_where(hops, "route's MTU", |hops| {
+        hops[&behind].as_ref().is_ok_and(|hop| hop.mtu == 1280)
+    })
+    .await;
+    ip("link set up0 down");
+    next_hops_where(hops, "link down", |hops| hops[&beside].is_err()).await;
+    ip("link set up0 up");
+    next_hops_where(hops, "link up again", |hops| hops[&beside].is_ok()).await;
+    wanted.send_replace(BTreeSet::new());
+    next_hops_where(hops, "nothing wanted", |hops| hops.is_empty()).await;
+    stop.cancel();
+    network.task.await.unwrap();
+}
