@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::programs::ProgramError;
@@ -16,9 +16,10 @@ use lb_ebpf::abi::map;
 
 use super::egress::{self, Egress, EgressKind};
 use super::links::{IfIndex, Link, Links, Wanted, XdpMode, XdpProgram, wanted};
-use super::load::{Programs, XDP};
+use super::load::Programs;
 use super::pin::{PinDir, PinError};
 use super::table::HashTable;
+use super::xdp::{self, XdpLink, is_live, pinned};
 use super::{ApplyError, sys};
 
 /// Which mode of XDP to ask for. A program that is already attached keeps its mode.
@@ -144,11 +145,6 @@ pub struct Attacher {
     report: Vec<Interface>,
 }
 
-struct XdpLink {
-    fd: OwnedFd,
-    mode: XdpMode,
-}
-
 impl Attacher {
     /// Attaches `programs`; links are pinned beside the maps of `pins`. Nothing is touched yet.
     pub fn new(programs: Programs, pins: &PinDir, settings: Settings) -> Result<Self, PinError> {
@@ -260,7 +256,7 @@ impl Attacher {
 
     fn xdp(&mut self, link: &Link) -> Result<XdpProgram, AttachError> {
         if !self.xdp.contains_key(&link.ifindex) {
-            let attached = self.attach_xdp(link)?;
+            let attached = xdp::attach(&self.programs, &self.pins, self.settings.mode, link)?;
             self.xdp.insert(link.ifindex, attached);
         }
         let XdpLink { fd, mode } = &self.xdp[&link.ifindex];
@@ -268,46 +264,6 @@ impl Attacher {
         Ok(XdpProgram {
             id: info.program_id,
             mode: *mode,
-        })
-    }
-
-    fn attach_xdp(&self, link: &Link) -> Result<XdpLink, AttachError> {
-        let program = self.programs.xdp().map_err(program_error(link))?.as_fd();
-        let name = format!("xdp-{}", link.ifindex);
-        if let Some(fd) = take_over(&self.pins, &name, link, program)? {
-            let mode = link.xdp.map_or(XdpMode::Native, |xdp| xdp.mode);
-            return Ok(XdpLink { fd, mode });
-        }
-        if let Some(XdpProgram { id, mode }) = link.xdp {
-            return Err(foreign(link, id, mode));
-        }
-        let modes: &[XdpMode] = match &self.settings.mode {
-            ModeChoice::Auto => &[XdpMode::Native, XdpMode::Generic],
-            ModeChoice::Only(mode) => std::slice::from_ref(mode),
-        };
-        let mut refused = None;
-        for mode in modes {
-            let flag = match mode {
-                XdpMode::Native => sys::XDP_NATIVE,
-                XdpMode::Generic => sys::XDP_GENERIC,
-            };
-            match sys::link_create(program, link.ifindex, sys::ATTACH_XDP, flag) {
-                Ok(fd) => {
-                    pin(&self.pins, &name, link, &fd)?;
-                    return Ok(XdpLink { fd, mode: *mode });
-                }
-                // Somebody was faster than the list of interfaces that we were given.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) => {
-                    return Err(foreign(link, 0, *mode));
-                }
-                Err(source) => refused = Some((*mode, source)),
-            }
-        }
-        let (mode, source) = refused.expect("at least one mode was tried");
-        Err(AttachError::Mode {
-            interface: link.name.clone(),
-            mode,
-            source,
         })
     }
 
@@ -383,25 +339,6 @@ fn describe(error: &AttachError) -> String {
     text
 }
 
-fn foreign(link: &Link, id: u32, mode: XdpMode) -> AttachError {
-    let program = match sys::program_name(id) {
-        // Under the same name, but not among our pins.
-        Ok(name) if name == XDP => format!("{XDP} of another agent"),
-        Ok(name) if !name.is_empty() => name,
-        _ => "of somebody else".to_string(),
-    };
-    AttachError::Foreign {
-        interface: link.name.clone(),
-        program,
-        id,
-        mode,
-    }
-}
-
-fn is_live(fd: &OwnedFd, ifindex: IfIndex) -> bool {
-    sys::link_info(fd.as_fd()).is_ok_and(|info| info.ifindex == ifindex)
-}
-
 pub(super) fn system(link: &Link, what: &'static str) -> impl Fn(io::Error) -> AttachError {
     let interface = link.name.clone();
     move |source| AttachError::System {
@@ -417,68 +354,6 @@ pub(super) fn program_error(link: &Link) -> impl Fn(ProgramError) -> AttachError
         interface: interface.clone(),
         source,
     }
-}
-
-/// Finds the pinned link of this name, ours or that of another version of the layout, and gives it the new program.
-/// None if there is no link, or only one whose interface is gone.
-pub(super) fn take_over(
-    pins: &PinDir,
-    name: &str,
-    link: &Link,
-    program: std::os::fd::BorrowedFd<'_>,
-) -> Result<Option<OwnedFd>, AttachError> {
-    let own = pins.link(name);
-    let others = pins.links_of_other_versions(name);
-    for path in std::iter::once(&own).chain(&others) {
-        let fd = match sys::open(path) {
-            Ok(fd) => fd,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(pin_error(link, path)(error)),
-        };
-        if is_live(&fd, link.ifindex) {
-            sys::link_update(fd.as_fd(), program)
-                .map_err(system(link, "replacing the attached program"))?;
-            if *path != own {
-                pin(pins, name, link, &fd)?;
-                fs::remove_file(path).map_err(pin_error(link, path))?;
-            }
-            return Ok(Some(fd));
-        }
-        fs::remove_file(path).map_err(pin_error(link, path))?;
-    }
-    Ok(None)
-}
-
-pub(super) fn pin(pins: &PinDir, name: &str, link: &Link, fd: &OwnedFd) -> Result<(), AttachError> {
-    let path = pins.link(name);
-    sys::pin(fd.as_fd(), &path).map_err(pin_error(link, &path))
-}
-
-fn pin_error(link: &Link, path: &Path) -> impl Fn(io::Error) -> AttachError {
-    let (interface, path) = (link.name.clone(), path.to_owned());
-    move |source| AttachError::Pin {
-        interface: interface.clone(),
-        path: path.clone(),
-        source,
-    }
-}
-
-/// Pinned links with this prefix, and the interfaces in their names.
-fn pinned(pins: &PinDir, prefix: &str) -> Vec<(IfIndex, PathBuf)> {
-    fs::read_dir(pins.links())
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let ifindex = entry
-                .file_name()
-                .to_str()?
-                .strip_prefix(prefix)?
-                .parse()
-                .ok()?;
-            Some((ifindex, entry.path()))
-        })
-        .collect()
 }
 
 /// Detaches everything and forgets all maps below `pin_dir`: for uninstalling, and for the lab. Refused while an agent

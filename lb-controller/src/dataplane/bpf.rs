@@ -14,6 +14,7 @@ use super::flows::Flows;
 use super::load::{self, LoadError, Programs, Sizes};
 use super::mapping::Mapping;
 use super::pin::{PinDir, PinError};
+use super::stamp::StampWriter;
 use super::sys::{GracePeriods, More};
 use super::table::{ArrayTable, HashTable, PerCpuTable};
 use super::{ApplyError, Capacity, Contents, Counters, Dataplane};
@@ -132,13 +133,7 @@ impl BpfDataplane {
 
     /// A handle on the agent's sign of life.
     pub fn open_stamp(&self) -> Result<StampWriter, LoadError> {
-        let table: ArrayTable<abi::Stamp> = ArrayTable::open(&self.pins, map::STAMP)?;
-        let words = size_of::<abi::Stamp>() / size_of::<u64>();
-        let memory = Mapping::new(table.fd(), words).map_err(|source| LoadError::System {
-            what: "mapping the stamp",
-            source,
-        })?;
-        Ok(StampWriter { memory })
+        StampWriter::open(&self.pins)
     }
 
     fn write_rows(
@@ -381,22 +376,5 @@ impl Dataplane for BpfDataplane {
             drops: self.totals(&self.drops)?,
             stats: self.totals(&self.stats)?,
         })
-    }
-}
-
-/// The agent's sign of life: two stores, no system call.
-pub struct StampWriter {
-    memory: Mapping,
-}
-
-impl StampWriter {
-    /// Says that the agent lives at `stamped_ns` and has been fresh since `fresh_since_ns` (0: is not fresh); both
-    /// monotonic.
-    ///
-    /// A program between the two stores sees the new freshness with the old stamp: when freshness is lost that is seen
-    /// first, and a node that becomes fresh only waits a moment longer.
-    pub fn write(&self, stamped_ns: u64, fresh_since_ns: u64) {
-        self.memory.store(1, fresh_since_ns);
-        self.memory.store(0, stamped_ns);
     }
 }

@@ -11,11 +11,12 @@ use aya::programs::tc::{
 };
 use aya::programs::{SchedClassifier, TcAttachType};
 
-use super::attach::{AttachError, pin, program_error, system, take_over};
+use super::attach::{AttachError, program_error, system};
 use super::links::Link;
 use super::load::{EGRESS, Programs};
 use super::pin::PinDir;
 use super::sys;
+use super::xdp::{pin, take_over};
 
 /// After the filters of others: the kernel's own choice for filters without a priority is 49152 and counts down.
 const PRIORITY: u16 = 49_153;

@@ -10,9 +10,11 @@ pub mod flows;
 pub mod links;
 pub mod load;
 mod mapping;
+mod netlink;
 pub mod network;
 pub mod next_hop;
 pub mod pin;
+pub mod stamp;
 mod sys;
 mod table;
 #[cfg(test)]
@@ -21,6 +23,7 @@ mod testing;
 mod tests;
 #[cfg(test)]
 mod tests_attach;
+mod xdp;
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -12,22 +12,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt};
-use rtnetlink::packet_route::link::{
-    InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
-};
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState,
-};
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia,
+    NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::links::{IfIndex, Link, LinkRole, Links, XdpMode, XdpProgram};
-use super::next_hop::{Neighbours, NextHops, Route, next_hop};
+use super::links::{IfIndex, Links};
+use super::netlink::{self, Listed};
+use super::next_hop::{NextHops, Route, next_hop};
 
 /// Events come in bursts; one pass answers those that come within this time.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -243,8 +239,8 @@ impl Connection {
             .execute()
             .try_collect()
             .await
-            .map_err(netlink("listing interfaces"))?;
-        Ok(messages.into_iter().map(link).collect())
+            .map_err(asking("listing interfaces"))?;
+        Ok(messages.into_iter().map(netlink::link).collect())
     }
 
     async fn mark_routes(&self, links: &mut Links) -> Result<(), NetworkError> {
@@ -253,8 +249,8 @@ impl Connection {
             RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
         ] {
             let mut routes = self.handle.route().get(family).execute();
-            while let Some(route) = routes.try_next().await.map_err(netlink("listing routes"))? {
-                mark_route(links, &route);
+            while let Some(route) = routes.try_next().await.map_err(asking("listing routes"))? {
+                netlink::mark_route(links, &route);
             }
         }
         Ok(())
@@ -266,7 +262,7 @@ impl Connection {
         while let Some(message) = messages
             .try_next()
             .await
-            .map_err(netlink("listing neighbours"))?
+            .map_err(asking("listing neighbours"))?
         {
             listed.add(&message);
         }
@@ -283,7 +279,7 @@ impl Connection {
                 .build(),
         };
         match self.handle.route().get(question).execute().try_next().await {
-            Ok(answer) => Ok(answer.and_then(|message| route(&message))),
+            Ok(answer) => Ok(answer.and_then(|message| netlink::route(&message))),
             // No route is an answer as well; so are `unreachable`, `prohibit` and `blackhole` routes.
             Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
             Err(source) => Err(NetworkError::Netlink {
@@ -326,8 +322,8 @@ impl Connection {
             let mut message = NeighbourMessage::default();
             message.header.ifindex = *ifindex;
             message.header.family = match address {
-                IpAddr::V4(_) => rtnetlink::packet_route::AddressFamily::Inet,
-                IpAddr::V6(_) => rtnetlink::packet_route::AddressFamily::Inet6,
+                IpAddr::V4(_) => AddressFamily::Inet,
+                IpAddr::V6(_) => AddressFamily::Inet6,
             };
             message
                 .attributes
@@ -345,175 +341,6 @@ impl Drop for Connection {
     }
 }
 
-fn netlink(what: &'static str) -> impl Fn(rtnetlink::Error) -> NetworkError {
+fn asking(what: &'static str) -> impl Fn(rtnetlink::Error) -> NetworkError {
     move |source| NetworkError::Netlink { what, source }
-}
-
-fn link(message: LinkMessage) -> Link {
-    let flags = message.header.flags;
-    let mut link = Link {
-        ifindex: message.header.index,
-        name: String::new(),
-        mac: None,
-        mtu: 0,
-        running: flags.contains(LinkFlags::Up | LinkFlags::Running),
-        role: if flags.contains(LinkFlags::Loopback) {
-            LinkRole::Loopback
-        } else {
-            LinkRole::Own
-        },
-        xdp: None,
-        default_route: false,
-        subnet: false,
-    };
-    for attribute in message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name = name,
-            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-            LinkAttribute::Address(mac) if link.role != LinkRole::Loopback => {
-                link.mac = mac.try_into().ok();
-            }
-            LinkAttribute::LinkInfo(infos) => {
-                // A VRF is no bridge: packets of its members leave through them.
-                let port = infos.iter().any(
-                    |info| matches!(info, LinkInfo::PortKind(kind) if *kind != InfoPortKind::Vrf),
-                );
-                if port {
-                    link.role = LinkRole::Port;
-                }
-            }
-            LinkAttribute::Xdp(xdp) => link.xdp = xdp_program(&xdp),
-            _ => {}
-        }
-    }
-    link
-}
-
-fn xdp_program(attributes: &[LinkXdp]) -> Option<XdpProgram> {
-    let id = attributes.iter().find_map(|attribute| match attribute {
-        LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) => Some(*id),
-        _ => None,
-    })?;
-    let generic = attributes
-        .iter()
-        .any(|attribute| matches!(attribute, LinkXdp::Attached(XdpAttached::SocketBuffer)));
-    let mode = if generic {
-        XdpMode::Generic
-    } else {
-        XdpMode::Native
-    };
-    Some(XdpProgram { id, mode })
-}
-
-/// Notes at its interfaces that a route leads through them.
-fn mark_route(links: &mut Links, message: &RouteMessage) {
-    let header = &message.header;
-    if header.kind != RouteType::Unicast {
-        return;
-    }
-    let (mut interfaces, mut link_local) = (Vec::new(), false);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(ifindex) => interfaces.push(*ifindex),
-            RouteAttribute::MultiPath(hops) => {
-                interfaces.extend(hops.iter().map(|hop| hop.interface_index));
-            }
-            RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
-                link_local = address.is_unicast_link_local();
-            }
-            _ => {}
-        }
-    }
-    let single = match header.address_family {
-        rtnetlink::packet_route::AddressFamily::Inet => header.destination_prefix_length == 32,
-        _ => header.destination_prefix_length == 128,
-    };
-    for ifindex in interfaces {
-        let Some(link) = links.get_mut(ifindex) else {
-            continue;
-        };
-        link.default_route |= header.destination_prefix_length == 0;
-        link.subnet |= !single && !link_local;
-    }
-}
-
-/// The kernel's answer to the question for one route.
-fn route(message: &RouteMessage) -> Option<Route> {
-    let mut route = Route {
-        own: message.header.kind == RouteType::Local,
-        ifindex: 0,
-        gateway: None,
-        mtu: None,
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(ifindex) => route.ifindex = *ifindex,
-            RouteAttribute::Gateway(RouteAddress::Inet(address))
-            | RouteAttribute::Via(RouteVia::Inet(address)) => {
-                route.gateway = Some((*address).into());
-            }
-            RouteAttribute::Gateway(RouteAddress::Inet6(address))
-            | RouteAttribute::Via(RouteVia::Inet6(address)) => {
-                route.gateway = Some((*address).into());
-            }
-            RouteAttribute::Metrics(metrics) => {
-                route.mtu = metrics.iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(mtu) => Some(*mtu),
-                    _ => None,
-                });
-            }
-            _ => {}
-        }
-    }
-    let usable = route.own || message.header.kind == RouteType::Unicast && route.ifindex != 0;
-    usable.then_some(route)
-}
-
-/// Neighbours as the kernel lists them.
-#[derive(Default)]
-struct Listed {
-    usable: Neighbours,
-    /// Need no request: managed already, or set by hand.
-    kept: HashSet<(IfIndex, IpAddr)>,
-}
-
-impl Listed {
-    fn add(&mut self, message: &NeighbourMessage) {
-        let (mut address, mut mac, mut managed) = (None, None, false);
-        for attribute in &message.attributes {
-            match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
-                    address = Some(IpAddr::V4(*ip));
-                }
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
-                    address = Some(IpAddr::V6(*ip));
-                }
-                NeighbourAttribute::LinkLayerAddress(bytes) => {
-                    mac = bytes.as_slice().try_into().ok();
-                }
-                NeighbourAttribute::ExtFlags(flags) => {
-                    managed = flags.contains(NeighbourExtFlags::Managed);
-                }
-                _ => {}
-            }
-        }
-        let Some(address) = address else { return };
-        let key = (message.header.ifindex, address);
-        let state = message.header.state;
-        if managed || state == NeighbourState::Permanent {
-            self.kept.insert(key);
-        }
-        let usable = matches!(
-            state,
-            NeighbourState::Reachable
-                | NeighbourState::Stale
-                | NeighbourState::Delay
-                | NeighbourState::Probe
-                | NeighbourState::Permanent
-                | NeighbourState::Noarp
-        );
-        if let (true, Some(mac)) = (usable, mac) {
-            self.usable.insert(key, mac);
-        }
-    }
 }

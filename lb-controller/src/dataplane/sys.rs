@@ -13,6 +13,12 @@ use std::path::Path;
 
 use lb_ebpf::abi::Plain;
 
+mod link;
+pub(super) use link::{
+    ATTACH_TCX_EGRESS, ATTACH_XDP, XDP_GENERIC, XDP_NATIVE, link_create, link_info, link_update,
+    program_name,
+};
+
 /// Commands of `bpf(2)`, from `enum bpf_cmd` of `linux/bpf.h`.
 mod cmd {
     pub(super) const MAP_CREATE: u32 = 0;
@@ -32,14 +38,6 @@ mod cmd {
 const MAP_TYPE_ARRAY: u32 = 2;
 const MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 
-/// `BPF_XDP` of `enum bpf_attach_type`.
-pub(super) const ATTACH_XDP: u32 = 37;
-/// `BPF_TCX_EGRESS` of the same.
-pub(super) const ATTACH_TCX_EGRESS: u32 = 47;
-/// `XDP_FLAGS_SKB_MODE`: generic.
-pub(super) const XDP_GENERIC: u32 = 1 << 1;
-/// `XDP_FLAGS_DRV_MODE`: native.
-pub(super) const XDP_NATIVE: u32 = 1 << 2;
 /// `BPF_ANY`: add or replace.
 pub(super) const ANY: u64 = 0;
 /// `BPF_NOEXIST`: add only.
@@ -324,80 +322,6 @@ pub(super) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let mut into = MapInfo::default();
     info(map, &mut into)?;
     Ok(into)
-}
-
-/// The beginning of `struct bpf_link_info`, up to what XDP and TCX links have in common.
-#[repr(C)]
-#[derive(Clone, Copy, Default, Debug)]
-pub(super) struct LinkInfo {
-    kind: u32,
-    /// The kernel's id of the link itself.
-    pub(super) id: u32,
-    pub(super) program_id: u32,
-    pad: u32,
-    /// 0 when the interface is gone.
-    pub(super) ifindex: u32,
-    attach_type: u32,
-}
-
-/// What the kernel knows of an XDP or TCX link.
-pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
-    let mut into = LinkInfo::default();
-    info(link, &mut into)?;
-    Ok(into)
-}
-
-/// Where `name` and what is around it are in `struct bpf_prog_info`.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct ProgramInfo {
-    before: [u64; 8],
-    name: [u8; 16],
-}
-
-/// Name of the program with this id, as its loader gave it (at most 15 bytes).
-pub(super) fn program_name(id: u32) -> io::Result<String> {
-    let program = bpf_fd(cmd::PROG_GET_FD_BY_ID, &mut [id, 0, 0])?;
-    let mut into = ProgramInfo::default();
-    info(program.as_fd(), &mut into)?;
-    let end = into.name.iter().position(|byte| *byte == 0).unwrap_or(16);
-    Ok(String::from_utf8_lossy(&into.name[..end]).into_owned())
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct LinkCreateAttr {
-    program_fd: u32,
-    target: u32,
-    attach_type: u32,
-    flags: u32,
-    /// `tcx.relative_fd`, padding and `tcx.expected_revision`: no preference.
-    order: [u64; 2],
-}
-
-/// Attaches a program to an interface of the caller's network namespace.
-pub(super) fn link_create(
-    program: BorrowedFd<'_>,
-    ifindex: u32,
-    attach_type: u32,
-    flags: u32,
-) -> io::Result<OwnedFd> {
-    bpf_fd(
-        cmd::LINK_CREATE,
-        &mut LinkCreateAttr {
-            program_fd: number(program),
-            target: ifindex,
-            attach_type,
-            flags,
-            order: [0; 2],
-        },
-    )
-}
-
-/// Replaces the program of a link; each packet meets the old one or the new one.
-pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    bpf(cmd::LINK_UPDATE, &mut [number(link), number(program), 0, 0])?;
-    Ok(())
 }
 
 #[repr(C)]
