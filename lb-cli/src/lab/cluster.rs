@@ -281,9 +281,10 @@ impl Cluster {
         self.manifests.publish(&self.pods)
     }
 
-    /// The pod with this UID.
-    pub(crate) fn pod_of(&self, uid: &str) -> Option<&Pod> {
-        self.pods.iter().find(|pod| pod.uid == uid)
+    /// The name of the pod with this UID; the UID itself if there is none.
+    pub(crate) fn name_of(&self, uid: &str) -> String {
+        let pod = self.pods.iter().find(|pod| pod.uid == uid);
+        pod.map_or(uid, |pod| &pod.name).to_owned()
     }
 
     /// Asks the agent of a machine.

@@ -1,7 +1,7 @@
 //! Many short connections, datagram streams and transfers from the client's namespace. Everything here runs on the
 //! client's worker; results are values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,6 +59,8 @@ pub(crate) struct Tally {
     pub(crate) address_changed: u64,
     /// Answers by UID of the pod.
     pub(crate) by_pod: BTreeMap<String, u64>,
+    /// UIDs of the pods that answered each address of the client.
+    pub(crate) by_client: BTreeMap<IpAddr, BTreeSet<String>>,
     /// The first few reasons of failures.
     pub(crate) reasons: Vec<String>,
 }
@@ -69,6 +71,10 @@ impl Tally {
         match result {
             Ok((who, local)) => {
                 self.address_changed += u64::from(who.client != local);
+                let pods = self.by_client.entry(way.from).or_default();
+                if !pods.contains(&who.uid) {
+                    pods.insert(who.uid.clone());
+                }
                 *self.by_pod.entry(who.uid).or_default() += 1;
             }
             Err(error) => {
@@ -252,7 +258,7 @@ pub(crate) async fn stream(
     stop: CancellationToken,
 ) -> anyhow::Result<Stream> {
     let socket = datagrams(way).await?;
-    let mut answered = std::collections::BTreeSet::new();
+    let mut answered = BTreeSet::new();
     let mut sent = 0_u64;
     let mut buffer = [0; 512];
     let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second.max(1));

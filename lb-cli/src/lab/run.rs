@@ -1,7 +1,7 @@
 //! One run of the lab: sets the cluster up, puts load on it, changes it, and sums up what was seen.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +34,14 @@ const SERVICE: &str = "web";
 /// Its ports.
 const TCP_PORT: u16 = 80;
 const UDP_PORT: u16 = 53;
+/// The other examples, with one port of each protocol.
+const OTHERS: [(&str, Protocol, u16); 3] = [
+    (AFFINE, Protocol::Tcp, 7000),
+    (AFFINE, Protocol::Udp, 7001),
+    ("ledger", Protocol::Tcp, 5432),
+];
+/// The one with session affinity.
+const AFFINE: &str = "game";
 /// Long TCP connections and UDP sessions during changes.
 const TCP_SESSIONS: usize = 500;
 const UDP_SESSIONS: usize = 100;
@@ -155,6 +163,7 @@ impl Run {
     ) -> anyhow::Result<(Cluster, Summary)> {
         self.ping();
         self.short_connections(amount.connections as usize).await?;
+        self.other_examples().await?;
         self.transfers(amount.transfer_bytes).await?;
         let sessions = self.open_sessions().await?;
         self.story(scenario::demonstration()).await?;
@@ -213,6 +222,28 @@ impl Run {
         Ok(())
     }
 
+    /// The other example Services: one sends all connections of a client address to one pod, one has IPv6 only.
+    async fn other_examples(&mut self) -> anyhow::Result<()> {
+        self.voice.say("trying the other example Services");
+        for (service, protocol, port) in OTHERS {
+            let vips = self.cluster.vips(service);
+            let tally = self
+                .client
+                .run(load::many(ways(&vips, 80, |_| (protocol, port))))
+                .await?;
+            if service == AFFINE {
+                let torn = tally
+                    .by_client
+                    .values()
+                    .filter(|pods| pods.len() > 1)
+                    .count();
+                self.summary.affinity_broken += torn as u64;
+            }
+            self.summary.add_tally(tally);
+        }
+        Ok(())
+    }
+
     /// How connections were spread over the pods that should get them.
     fn count_pods(&mut self, tally: &Tally) {
         let wanted = self.wanted();
@@ -222,8 +253,11 @@ impl Run {
         self.summary.pods_used = counts.iter().filter(|count| **count > 0).count();
         self.summary.spread = Spread::of(&counts);
         for (uid, count) in &tally.by_pod {
-            let name = self.cluster.pod_of(uid).map_or(uid, |pod| &pod.name);
-            *self.summary.by_pod.entry(name.clone()).or_default() += count;
+            *self
+                .summary
+                .by_pod
+                .entry(self.cluster.name_of(uid))
+                .or_default() += count;
         }
     }
 
@@ -266,11 +300,15 @@ impl Run {
         ));
         let mut ways = self.ways(TCP_SESSIONS, Mix::OnlyTcp);
         ways.extend(self.ways(UDP_SESSIONS, Mix::OnlyUdp));
-        Sessions::open(&self.client, &ways, self.random.random()).await
+        let seed = u64::from(self.random.random::<u32>());
+        Sessions::open(&self.client, &ways, seed).await
     }
 
     async fn close_sessions(&mut self, sessions: Sessions) -> anyhow::Result<()> {
-        let reports = sessions.close().await?;
+        let mut reports = sessions.close().await?;
+        for report in &mut reports {
+            report.pod_name = self.cluster.name_of(&report.pod);
+        }
         let wanted = self.wanted();
         self.summary
             .add_sessions(reports, |uid| !wanted.contains(uid));
@@ -375,8 +413,9 @@ impl Run {
         for (uid, count) in &tally.by_pod {
             if !wanted.contains(uid) {
                 self.summary.strays += count;
+                let name = self.cluster.name_of(uid);
                 self.summary
-                    .sentence(format!("{count} new connections reached pod {uid}"));
+                    .sentence(format!("{count} new connections reached {name}"));
             }
         }
         if self.summary.pods == 0 {
@@ -510,37 +549,32 @@ impl Run {
         Ok((self.cluster, self.summary))
     }
 
-    /// Ways to the Service: families alternate, client addresses take turns.
+    /// Ways to the Service.
     fn ways(&self, count: usize, mix: Mix) -> Vec<Way> {
-        let vips = self.cluster.vips(SERVICE);
-        let (clients, _) = plan::client();
-        let pairs = (0..count).filter_map(|i| {
-            let vip = *vips.get(i % vips.len().max(1))?;
-            let [v4, v6] = clients[(i / 2) % clients.len()];
-            let protocol = match mix {
-                Mix::OnlyTcp => Protocol::Tcp,
-                Mix::OnlyUdp => Protocol::Udp,
-                Mix::OneInFiveUdp => {
-                    if i % 5 == 4 {
-                        Protocol::Udp
-                    } else {
-                        Protocol::Tcp
-                    }
-                }
-            };
-            let port = match protocol {
-                Protocol::Tcp => TCP_PORT,
-                Protocol::Udp => UDP_PORT,
-            };
+        ways(&self.cluster.vips(SERVICE), count, |i| match mix {
+            Mix::OneInFiveUdp if i % 5 == 4 => (Protocol::Udp, UDP_PORT),
+            Mix::OnlyTcp | Mix::OneInFiveUdp => (Protocol::Tcp, TCP_PORT),
+            Mix::OnlyUdp => (Protocol::Udp, UDP_PORT),
+        })
+    }
+}
+
+/// So many ways to VIPs: VIPs alternate, and the client's addresses take turns.
+fn ways(vips: &[IpAddr], count: usize, port: impl Fn(usize) -> (Protocol, u16)) -> Vec<Way> {
+    let (clients, _) = plan::client();
+    let vips_in_turn = vips.iter().cycle().take(count).enumerate();
+    vips_in_turn
+        .map(|(i, vip)| {
+            let [v4, v6] = clients[(i / vips.len()) % clients.len()];
+            let (protocol, port) = port(i);
             let from = if vip.is_ipv4() { v4.addr() } else { v6.addr() };
-            Some(Way {
+            Way {
                 protocol,
                 from,
-                to: SocketAddr::new(vip, port),
-            })
-        });
-        pairs.collect()
-    }
+                to: SocketAddr::new(*vip, port),
+            }
+        })
+        .collect()
 }
 
 /// Which protocols a load has.

@@ -159,15 +159,12 @@ pub(crate) async fn send(
     stream: &mut (impl AsyncWrite + Unpin),
     count: u64,
 ) -> std::io::Result<()> {
-    let mut buffer = vec![0; wire::CHUNK];
     let mut sent = 0;
     while sent < count {
-        let part = buffer
-            .len()
-            .min(usize::try_from(count - sent).unwrap_or(usize::MAX));
-        wire::fill(&mut buffer[..part], sent);
-        stream.write_all(&buffer[..part]).await?;
-        sent += part as u64;
+        let part = usize::try_from(count - sent).unwrap_or(usize::MAX);
+        let bytes = wire::pattern(sent, part);
+        stream.write_all(bytes).await?;
+        sent += bytes.len() as u64;
     }
     stream.flush().await
 }
@@ -263,7 +260,7 @@ mod tests {
     #[tokio::test]
     async fn transfers_are_checked_both_ways() {
         let mut request = b"take 300\n".to_vec();
-        request.extend((0..300).map(wire::pattern));
+        request.extend(wire::pattern(0, 300));
         request.extend(b"send 100000\n");
         let answer = talk(&request).await;
         let (line, bytes) = answer.split_at(b"taken 300 good\n".len());

@@ -40,6 +40,8 @@ pub(crate) struct Report {
     pub(crate) protocol: Protocol,
     /// UID of its pod.
     pub(crate) pod: String,
+    /// The pod's name, for people; whoever knows it fills it in.
+    pub(crate) pod_name: String,
     /// Answers it got.
     pub(crate) answers: u64,
     /// Datagrams without an answer.
@@ -109,6 +111,7 @@ impl Session {
         let report = Report {
             protocol: way.protocol,
             pod: String::new(),
+            pod_name: String::new(),
             answers: 0,
             lost: 0,
             longest_wait: Duration::ZERO,

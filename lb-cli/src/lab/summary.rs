@@ -40,6 +40,8 @@ pub(crate) struct Summary {
     pub(crate) pods_used: usize,
     /// New connections after a change that reached a pod which should get none any more.
     pub(crate) strays: u64,
+    /// Client addresses that reached several pods of a Service with session affinity.
+    pub(crate) affinity_broken: u64,
     /// Every server saw the client's own address and port.
     pub(crate) client_address_preserved: bool,
     /// Bytes of transfers, both ways.
@@ -133,9 +135,9 @@ impl Summary {
                         Protocol::Tcp => "TCP",
                         Protocol::Udp => "UDP",
                     };
-                    let (answers, pod) = (report.answers, report.pod);
+                    let (answers, pod) = (report.answers, report.pod_name);
                     self.sentence(format!(
-                        "{protocol} session with pod {pod} after {answers} answers: {how}"
+                        "{protocol} session with {pod} after {answers} answers: {how}"
                     ));
                 }
             }
@@ -191,6 +193,11 @@ impl Summary {
         hold(
             self.ids_changed == 0,
             format!("{} backends changed their id", self.ids_changed),
+        );
+        let torn = self.affinity_broken;
+        hold(
+            torn == 0,
+            format!("{torn} client addresses reached several pods despite affinity"),
         );
         let strays = self.strays;
         hold(
@@ -258,6 +265,7 @@ mod tests {
         let report = Report {
             protocol: Protocol::Tcp,
             pod: "u-1".to_owned(),
+            pod_name: "pod-1".to_owned(),
             answers: 7,
             lost: 0,
             longest_wait: Duration::ZERO,

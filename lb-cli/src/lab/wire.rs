@@ -10,6 +10,7 @@
 //! ```
 
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 
 /// Longest line that is read: a header of a browser fits, and nobody can make us keep more.
 pub(crate) const LINE_MAX: u64 = 16 * 1024;
@@ -51,21 +52,23 @@ pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// The byte at an offset of a transfer: its period of 251 is prime, so that a segment out of place is noticed.
-pub(crate) fn pattern(offset: u64) -> u8 {
-    (offset % 251) as u8
+/// Bytes after which the pattern repeats: a prime, so that a segment out of place is noticed.
+const PERIOD: usize = 251;
+
+/// A chunk of the pattern from any offset on is a part of this.
+static PATTERN: LazyLock<Vec<u8>> =
+    LazyLock::new(|| (0..CHUNK + PERIOD).map(|at| (at % PERIOD) as u8).collect());
+
+/// At most [`CHUNK`] bytes of a transfer, from an offset on.
+pub(crate) fn pattern(offset: u64, length: usize) -> &'static [u8] {
+    let start = (offset % PERIOD as u64) as usize;
+    &PATTERN[start..start + length.min(CHUNK)]
 }
 
-/// Fills a buffer with the pattern from an offset on.
-pub(crate) fn fill(buffer: &mut [u8], offset: u64) {
-    for (at, byte) in (offset..).zip(buffer) {
-        *byte = pattern(at);
-    }
-}
-
-/// The bytes are those of the pattern from an offset on.
+/// The bytes are those of a transfer from an offset on.
 pub(crate) fn is_pattern(bytes: &[u8], offset: u64) -> bool {
-    (offset..).zip(bytes).all(|(at, byte)| *byte == pattern(at))
+    let mut chunks = (offset..).step_by(CHUNK).zip(bytes.chunks(CHUNK));
+    chunks.all(|(at, chunk)| chunk == pattern(at, chunk.len()))
 }
 
 #[cfg(test)]
@@ -91,10 +94,10 @@ mod tests {
 
     #[test]
     fn a_segment_out_of_place_is_noticed() {
-        let mut buffer = [0; 600];
-        fill(&mut buffer, 1_000);
-        assert!(is_pattern(&buffer, 1_000));
-        assert!(!is_pattern(&buffer, 1_001));
+        let buffer = pattern(1_000, 600);
+        assert_eq!(buffer[..2], [247, 248]);
+        assert!(is_pattern(buffer, 1_000));
+        assert!(!is_pattern(buffer, 1_001));
         assert!(!is_pattern(&buffer[300..], 1_000));
     }
 }
