@@ -9,12 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use lb_controller::admin;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::ledger::Ledger;
 use super::manifests::Manifests;
@@ -27,15 +23,6 @@ use super::plan::Machine;
 const TCP_PORTS: &str = "8080,8081";
 /// The same for UDP.
 const UDP_PORTS: &str = "5353,5354";
-/// Agents are ready, and changes applied, well within this; more is a failure.
-pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(20);
-/// Between two looks at the agents.
-const POLL: Duration = Duration::from_millis(25);
-/// From a written file to the last agent's maps, with plenty to spare.
-const APPLY_TIME: Duration = Duration::from_secs(3);
-/// A process that was asked to end has this long.
-const END_LIMIT: Duration = Duration::from_secs(5);
-
 /// How the agents run.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -52,18 +39,18 @@ pub(crate) struct Settings {
 /// The lab's cluster. Its processes are killed when the ledger is swept.
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    settings: Settings,
-    ledger: Ledger,
-    pins: PathBuf,
+    pub(super) settings: Settings,
+    pub(super) ledger: Ledger,
+    pub(super) pins: PathBuf,
     /// What joins everything.
     pub(crate) network: Arc<Network>,
-    manifests: Manifests,
+    pub(super) manifests: Manifests,
     /// In the order of their making.
     pub(crate) pods: Vec<Pod>,
     pods_of: BTreeMap<String, u8>,
     servers: Vec<(Namespace, Child)>,
-    manager: Option<Child>,
-    agents: BTreeMap<String, Child>,
+    pub(super) manager: Option<Child>,
+    pub(super) agents: BTreeMap<String, Child>,
 }
 
 impl Cluster {
@@ -127,72 +114,6 @@ impl Cluster {
             .directory()
             .join("sockets")
             .join(format!("{machine}.sock"))
-    }
-
-    /// Starts the manager.
-    pub(crate) fn start_manager(&mut self) -> anyhow::Result<()> {
-        let mut command = Command::new(&self.settings.controller);
-        command
-            .arg("manager")
-            .arg("--manifests")
-            .arg(self.manifests.directory());
-        command.arg("--admin-socket").arg(self.socket("manager"));
-        let child = self.spawn(command, &self.network.router, "manager")?;
-        self.manager = Some(child);
-        Ok(())
-    }
-
-    /// Starts the agent of a machine.
-    pub(crate) fn start_agent(&mut self, name: &str) -> anyhow::Result<()> {
-        let controller = self.settings.controller.clone();
-        self.start_agent_of(name, &controller)
-    }
-
-    /// Starts the agent of a machine from another build.
-    pub(crate) fn start_agent_of(&mut self, name: &str, controller: &Path) -> anyhow::Result<()> {
-        let (machine, _) = self.machine(name)?;
-        let mut command = Command::new(controller);
-        command
-            .arg("agent")
-            .arg("--manifests")
-            .arg(self.manifests.directory());
-        command.args(["--node", name, "--role", machine.role.argument()]);
-        command.args(["--interface", super::network::LINK]);
-        for address in machine.addresses() {
-            command
-                .arg("--node-address")
-                .arg(address.addr().to_string());
-        }
-        command.arg("--pin-dir").arg(self.pins.join(name));
-        command.arg("--admin-socket").arg(self.socket(name));
-        command.args(["--xdp-mode", &self.settings.xdp_mode]);
-        if self.settings.no_relay {
-            command.arg("--no-relay");
-        }
-        let (_, namespace) = self.machine(name)?;
-        let child = self.spawn(command, namespace, name)?;
-        self.ledger.process(child.id())?;
-        self.agents.insert(name.to_owned(), child);
-        Ok(())
-    }
-
-    /// Ends the agent of a machine with a signal, and waits until it has ended.
-    pub(crate) async fn end_agent(&mut self, name: &str, signal: Signal) -> anyhow::Result<()> {
-        let agent = self.agents.remove(name);
-        let mut agent = agent.with_context(|| format!("{name} has no agent"))?;
-        kill(Pid::from_raw(agent.id().cast_signed()), signal)
-            .with_context(|| format!("signal the agent of {name}"))?;
-        let started = Instant::now();
-        while agent.try_wait().context("wait for an agent")?.is_none() {
-            if started.elapsed() > END_LIMIT {
-                bail!(
-                    "the agent of {name} did not end within {} s of {signal}",
-                    END_LIMIT.as_secs()
-                );
-            }
-            tokio::time::sleep(POLL).await;
-        }
-        Ok(())
     }
 
     /// Makes pods with running servers, spread over the nodes. They are in no slice until [`Self::publish`].
@@ -287,16 +208,6 @@ impl Cluster {
         pod.map_or(uid, |pod| &pod.name).to_owned()
     }
 
-    /// Asks the agent of a machine.
-    pub(crate) async fn ask<T>(&self, machine: &str, path: &'static str) -> anyhow::Result<T>
-    where
-        T: serde::de::DeserializeOwned + Send + 'static,
-    {
-        let socket = self.socket(machine);
-        let answer = tokio::task::spawn_blocking(move || crate::agent::get(&socket, path));
-        answer.await.context("ask an agent")?
-    }
-
     /// The namespaces of all pods.
     pub(crate) fn pod_namespaces(&self) -> impl Iterator<Item = &Namespace> {
         self.servers.iter().map(|(namespace, _)| namespace)
@@ -305,98 +216,6 @@ impl Cluster {
     /// Agents pass packets of unknown flows on.
     pub(crate) fn relays(&self) -> bool {
         !self.settings.no_relay
-    }
-
-    /// A copy of the program: as good as another build, since nothing is shared with the first but the pinned maps.
-    pub(crate) fn other_build(&self) -> anyhow::Result<PathBuf> {
-        let directory = self.ledger.directory().join("bin");
-        std::fs::create_dir_all(&directory)
-            .with_context(|| format!("make {}", directory.display()))?;
-        let copy = directory.join("lb-controller");
-        if !copy.exists() {
-            std::fs::copy(&self.settings.controller, &copy)
-                .with_context(|| format!("copy to {}", copy.display()))?;
-        }
-        Ok(copy)
-    }
-
-    /// Waits until every agent programs what was published last.
-    pub(crate) async fn applied(&mut self) -> anyhow::Result<()> {
-        // Manager and agents act within milliseconds; agreement on an older version must not be taken for the newest.
-        tokio::time::sleep(APPLY_TIME).await;
-        self.settled().await
-    }
-
-    /// Waits until these agents are ready and agree on every Service.
-    pub(crate) async fn settled(&mut self) -> anyhow::Result<()> {
-        let started = Instant::now();
-        loop {
-            let problem = match self.disagreement().await {
-                Ok(None) => return Ok(()),
-                Ok(Some(problem)) => problem,
-                Err(error) => format!("{error:#}"),
-            };
-            self.check_alive()?;
-            if started.elapsed() > SETTLE_LIMIT {
-                bail!(
-                    "not settled after {} s: {problem}; logs are in {}",
-                    SETTLE_LIMIT.as_secs(),
-                    self.logs().display()
-                );
-            }
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
-    /// Why the cluster is not settled; none: it is.
-    async fn disagreement(&self) -> anyhow::Result<Option<String>> {
-        let mut digests: BTreeMap<String, Option<String>> = BTreeMap::new();
-        for machine in self.machines() {
-            let status: admin::Status = self.ask(&machine, "/v1/status").await?;
-            if !status.ready || !status.fresh {
-                let why = status.not_ready_because.join("; ");
-                return Ok(Some(format!("the agent of {machine} is not ready: {why}")));
-            }
-            let services: admin::Services = self.ask(&machine, "/v1/services").await?;
-            for service in services.services {
-                let name = format!("{}/{}", service.namespace, service.name);
-                if let Some(problem) = service.problem {
-                    return Ok(Some(format!("Service {name} on {machine}: {problem}")));
-                }
-                let known = digests
-                    .entry(name.clone())
-                    .or_insert(service.digest.clone());
-                if *known != service.digest || service.digest.is_none() {
-                    return Ok(Some(format!(
-                        "{machine} has another table of {name} than others"
-                    )));
-                }
-            }
-        }
-        Ok(digests
-            .is_empty()
-            .then(|| "no agent knows a Service".to_owned()))
-    }
-
-    /// A process that ended by itself is a failure of the lab.
-    fn check_alive(&mut self) -> anyhow::Result<()> {
-        let logs = self.logs();
-        let manager = self.manager.iter_mut().map(|child| ("manager", child));
-        let agents = self
-            .agents
-            .iter_mut()
-            .map(|(name, child)| (name.as_str(), child));
-        for (name, child) in manager.chain(agents) {
-            if let Some(status) = child.try_wait().context("look after a process")? {
-                let log = logs.join(format!("{name}.log"));
-                bail!(
-                    "lb-controller of {name} ended with {status}: {}; all of it is in {}",
-                    last_line(&log),
-                    log.display()
-                );
-            }
-        }
-        Ok(())
     }
 
     /// The label `app` that a Service selects.
@@ -409,7 +228,7 @@ impl Cluster {
         self.manifests.vips(service)
     }
 
-    fn machine(&self, name: &str) -> anyhow::Result<&(Machine, Namespace)> {
+    pub(super) fn machine(&self, name: &str) -> anyhow::Result<&(Machine, Namespace)> {
         let mut machines = self.network.machines.iter();
         machines
             .find(|(machine, _)| machine.name == name)
@@ -417,7 +236,7 @@ impl Cluster {
     }
 
     /// Starts a process in a namespace, with its errors (and its output, if nobody else takes it) in a log.
-    fn spawn(
+    pub(super) fn spawn(
         &self,
         mut command: Command,
         namespace: &Namespace,
@@ -448,11 +267,6 @@ impl Cluster {
                 .with_context(|| format!("start {}", Path::new(&program).display()))
         })
     }
-}
-
-fn last_line(log: &Path) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    text.lines().last().unwrap_or("its log is empty").to_owned()
 }
 
 impl Drop for Cluster {

@@ -1,14 +1,16 @@
 //! `lbctl lab`: a cluster of network namespaces on one machine, real servers and clients, and the promises held up to it.
 //!
 //! ```text
-//! mod (command line, start and end) → run → cluster → network → {netns, links, offloads}
+//! mod (command line, start and end) → run (+ story, away) → cluster (+ agents) → network → {netns, links, offloads}
 //!                                         → {load, sessions, echo, segments}     inside the client's namespace
-//! pure: plan, objects, scenario, spread, summary, report, wire
+//! pure: plan, objects, scenario, ways, spread, summary, report, wire
 //! ```
 //!
 //! Whatever is made on the machine is in the [`ledger`] before it is made, and is removed at the end, at Ctrl-C, by the next
 //! `lbctl lab` after a crash, or by `lbctl lab down`.
 
+mod agents;
+mod away;
 mod cluster;
 mod echo;
 mod ledger;
@@ -27,8 +29,10 @@ mod segments;
 pub(crate) mod server;
 mod sessions;
 mod spread;
+mod story;
 mod summary;
 mod voice;
+mod ways;
 mod wire;
 
 use std::path::PathBuf;

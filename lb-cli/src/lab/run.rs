@@ -1,39 +1,29 @@
 //! One run of the lab: sets the cluster up, puts load on it, changes it, and sums up what was seen.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use lb_controller::admin;
-use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::task::{JoinHandle, JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinSet;
 
 use super::cluster::Cluster;
 use super::echo;
 use super::load::{self, Protocol, Tally, Way};
 use super::netns::Worker;
-use super::network::Network;
 use super::objects::Phase;
-use super::plan;
-use super::scenario::{self, CALM_MS, Change, Scenario, Step, TAIL_MS};
+use super::scenario::{self, Scenario};
 use super::segments::Segments;
 use super::sessions::Sessions;
 use super::spread::Spread;
 use super::summary::{About, Summary};
 use super::voice::Voice;
+use super::ways::{self, Mix};
 
 /// The Service that the promises are about.
-const SERVICE: &str = "web";
-/// Its ports.
-const TCP_PORT: u16 = 80;
-const UDP_PORT: u16 = 53;
+pub(super) const SERVICE: &str = "web";
 /// The other examples, with one port of each protocol.
 const OTHERS: [(&str, Protocol, u16); 3] = [
     (AFFINE, Protocol::Tcp, 7000),
@@ -47,17 +37,8 @@ const TCP_SESSIONS: usize = 500;
 const UDP_SESSIONS: usize = 100;
 /// Connections that carry the transfers: half of them IPv6.
 const TRANSFERS: usize = 8;
-/// New connections a second while pods change, and while agents are away.
-const NEW_PER_SECOND: u32 = 50;
-const NEW_PER_SECOND_AGENTS: u32 = 200;
-/// Datagrams a second of each stream while agents are away.
-const DATAGRAMS_PER_SECOND: u32 = 200;
 /// New connections that show where first packets go after a change.
 const PROBES: usize = 400;
-/// Between two moves of the router's ECMP.
-const ECMP_PAUSE_MS: std::ops::Range<u64> = 150..1_200;
-/// How long a node is without its agent: longer than what makes it not fresh.
-const AGENT_AWAY: Duration = Duration::from_millis(1_500);
 
 /// How much load there is.
 #[derive(Clone, Copy, Debug)]
@@ -79,12 +60,12 @@ struct Counted {
 pub(crate) struct Run {
     /// Its cluster.
     pub(crate) cluster: Cluster,
-    client: Worker,
-    voice: Voice,
-    random: StdRng,
+    pub(super) client: Worker,
+    pub(super) voice: Voice,
+    pub(super) random: StdRng,
     started: Instant,
     before: Counted,
-    summary: Summary,
+    pub(super) summary: Summary,
 }
 
 impl Run {
@@ -229,7 +210,7 @@ impl Run {
             let vips = self.cluster.vips(service);
             let tally = self
                 .client
-                .run(load::many(ways(&vips, 80, |_| (protocol, port))))
+                .run(load::many(ways::to(&vips, 80, |_| (protocol, port))))
                 .await?;
             if service == AFFINE {
                 let torn = tally
@@ -315,94 +296,6 @@ impl Run {
         Ok(())
     }
 
-    /// Changes pods step by step, while the router moves flows and new connections come.
-    async fn story(&mut self, steps: Vec<Step>) -> anyhow::Result<()> {
-        let stop = CancellationToken::new();
-        let ways = self.ways(1_000, Mix::OneInFiveUdp);
-        let new = self
-            .client
-            .handle()
-            .spawn(load::steady(ways, NEW_PER_SECOND, stop.clone()));
-        let moves = self.move_ecmp(stop.clone());
-        let start = Instant::now();
-        for Step { at_ms, change } in steps {
-            tokio::time::sleep_until((start + Duration::from_millis(at_ms)).into()).await;
-            self.change(change)?;
-        }
-        tokio::time::sleep(Duration::from_millis(TAIL_MS)).await;
-        stop.cancel();
-        self.summary.ecmp_moves += moves.await.context("the mover of ECMP ended early")??;
-        self.summary
-            .add_tally(new.await.context("the load's task ended early")??);
-        Ok(())
-    }
-
-    /// Moves the router's ECMP at random moments until told to stop; says how often.
-    fn move_ecmp(&mut self, stop: CancellationToken) -> JoinHandle<anyhow::Result<u64>> {
-        let network: Arc<Network> = Arc::clone(&self.cluster.network);
-        let mut random = StdRng::seed_from_u64(self.random.random());
-        tokio::spawn(async move {
-            let mut moves = 0;
-            loop {
-                let pause = Duration::from_millis(random.random_range(ECMP_PAUSE_MS));
-                if tokio::time::timeout(pause, stop.cancelled()).await.is_ok() {
-                    break;
-                }
-                let balancers = network.some_balancers(&mut random);
-                network.move_ecmp(&balancers).await?;
-                moves += 1;
-            }
-            network.move_ecmp(&network.every_balancer()).await?;
-            Ok(moves)
-        })
-    }
-
-    fn change(&mut self, change: Change) -> anyhow::Result<()> {
-        match change {
-            Change::Add(count) => {
-                let names = self.cluster.add_pods(count, scenario::FIRST)?;
-                self.voice.say(&format!("new: {}", names.join(", ")));
-            }
-            Change::Phase(pods, phase) => {
-                let names: Vec<String> = pods
-                    .iter()
-                    .filter_map(|pod| Some(self.cluster.pods.get(*pod)?.name.clone()))
-                    .collect();
-                self.cluster.set_phase(&names, phase);
-                let becomes = match phase {
-                    Phase::Ready => "ready again",
-                    Phase::Unready => "not ready any more",
-                    Phase::Terminating => "told to end",
-                    Phase::Gone => "out of the Service (and still alive)",
-                };
-                self.voice.say(&format!("{}: {becomes}", names.join(", ")));
-            }
-            Change::SwitchSelector => {
-                self.voice
-                    .say(&format!("the Service selects app={}", scenario::NEXT));
-                self.cluster.change_service(SERVICE, |service| {
-                    let selector = [("app".to_owned(), scenario::NEXT.to_owned())];
-                    if let Some(spec) = &mut service.spec {
-                        spec.selector = Some(selector.into());
-                    }
-                })?;
-            }
-            Change::SwitchTargetPorts => {
-                self.voice
-                    .say("the Service points to other ports of its pods");
-                self.cluster.change_service(SERVICE, |service| {
-                    let spec = service.spec.iter_mut();
-                    for port in spec.flat_map(|spec| spec.ports.iter_mut().flatten()) {
-                        if let Some(IntOrString::Int(target)) = &mut port.target_port {
-                            *target += 1;
-                        }
-                    }
-                })?;
-            }
-        }
-        self.cluster.publish()
-    }
-
     /// New connections go to the pods that should get them, and to all of these.
     async fn probe(&mut self) -> anyhow::Result<()> {
         let tally = self
@@ -425,84 +318,6 @@ impl Run {
         }
         self.summary.add_tally(tally);
         Ok(())
-    }
-
-    /// Takes the agent of every machine away and brings it back, under load.
-    async fn agents(&mut self, scenario: Scenario) -> anyhow::Result<()> {
-        let before = self.ids().await?;
-        let stop = CancellationToken::new();
-        let ways = self.ways(1_000, Mix::OnlyTcp);
-        let spawn = self.client.handle();
-        let new = spawn.spawn(load::steady(ways, NEW_PER_SECOND_AGENTS, stop.clone()));
-        let streams: Vec<_> = self
-            .ways(4, Mix::OnlyUdp)
-            .into_iter()
-            .map(|way| spawn.spawn(load::stream(way, DATAGRAMS_PER_SECOND, stop.clone())))
-            .collect();
-        let transfers: Vec<_> = self
-            .ways(4, Mix::OnlyTcp)
-            .into_iter()
-            .map(|way| spawn.spawn(load::transfers(way, stop.clone())))
-            .collect();
-        for machine in self.cluster.machines() {
-            tokio::time::sleep(Duration::from_millis(CALM_MS)).await;
-            self.replace_agent(scenario, &machine).await?;
-        }
-        tokio::time::sleep(Duration::from_millis(CALM_MS)).await;
-        stop.cancel();
-        self.summary
-            .add_tally(new.await.context("the load's task ended early")??);
-        for stream in streams {
-            self.summary
-                .add_stream(stream.await.context("a stream's task ended early")??);
-        }
-        for transfer in transfers {
-            match transfer.await.context("a transfer's task ended early")? {
-                Ok(bytes) => self.summary.bytes += bytes,
-                Err(error) => {
-                    self.summary.broken += 1;
-                    self.summary.sentence(format!("transfer: {error:#}"));
-                }
-            }
-        }
-        let after = self.ids().await?;
-        let changed = before
-            .iter()
-            .filter(|(backend, id)| after.get(*backend) != Some(id));
-        self.summary.ids_changed = changed.count() as u64;
-        Ok(())
-    }
-
-    async fn replace_agent(&mut self, scenario: Scenario, machine: &str) -> anyhow::Result<()> {
-        let (signal, says) = match scenario {
-            Scenario::AgentKill => (Signal::SIGKILL, "killed"),
-            _ => (Signal::SIGTERM, "asked to end"),
-        };
-        self.voice.say(&format!("the agent of {machine} is {says}"));
-        self.cluster.end_agent(machine, signal).await?;
-        tokio::time::sleep(AGENT_AWAY).await;
-        if scenario == Scenario::AgentUpgrade {
-            let build: PathBuf = self.cluster.other_build()?;
-            self.voice
-                .say(&format!("another build starts on {machine}"));
-            self.cluster.start_agent_of(machine, &build)?;
-        } else {
-            self.cluster.start_agent(machine)?;
-        }
-        self.cluster.settled().await
-    }
-
-    /// Backend ids of every machine, by pod address and port.
-    async fn ids(&self) -> anyhow::Result<BTreeMap<(String, SocketAddr, u32), u32>> {
-        let mut ids = BTreeMap::new();
-        for machine in self.cluster.machines() {
-            let backends: admin::Backends = self.cluster.ask(&machine, "/v1/backends").await?;
-            for backend in backends.backends {
-                let address = SocketAddr::new(backend.address, backend.port);
-                ids.insert((machine.clone(), address, backend.identity), backend.id);
-            }
-        }
-        Ok(ids)
     }
 
     /// Sums the programs' counters up.
@@ -550,37 +365,7 @@ impl Run {
     }
 
     /// Ways to the Service.
-    fn ways(&self, count: usize, mix: Mix) -> Vec<Way> {
-        ways(&self.cluster.vips(SERVICE), count, |i| match mix {
-            Mix::OneInFiveUdp if i % 5 == 4 => (Protocol::Udp, UDP_PORT),
-            Mix::OnlyTcp | Mix::OneInFiveUdp => (Protocol::Tcp, TCP_PORT),
-            Mix::OnlyUdp => (Protocol::Udp, UDP_PORT),
-        })
+    pub(super) fn ways(&self, count: usize, mix: Mix) -> Vec<Way> {
+        mix.ways(&self.cluster.vips(SERVICE), count)
     }
-}
-
-/// So many ways to VIPs: VIPs alternate, and the client's addresses take turns.
-fn ways(vips: &[IpAddr], count: usize, port: impl Fn(usize) -> (Protocol, u16)) -> Vec<Way> {
-    let (clients, _) = plan::client();
-    let vips_in_turn = vips.iter().cycle().take(count).enumerate();
-    vips_in_turn
-        .map(|(i, vip)| {
-            let [v4, v6] = clients[(i / vips.len()) % clients.len()];
-            let (protocol, port) = port(i);
-            let from = if vip.is_ipv4() { v4.addr() } else { v6.addr() };
-            Way {
-                protocol,
-                from,
-                to: SocketAddr::new(*vip, port),
-            }
-        })
-        .collect()
-}
-
-/// Which protocols a load has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mix {
-    OnlyTcp,
-    OnlyUdp,
-    OneInFiveUdp,
 }
