@@ -1,8 +1,10 @@
 //! The maps of the kernel, pinned so that they outlive the agent.
 //!
-//! Order and visibility: rows and slots are stores of eight aligned bytes through a memory map; everything else is one
-//! system call per entry, which the kernel makes visible at once and whole. Rows are stored before their region is
-//! written, and callers write a service entry only after both, so no packet meets a half-written table.
+//! Order and visibility: rows and slots are stores of eight aligned bytes through a memory map. An entry of a hash map
+//! becomes visible whole. An element of an array is copied in place, so a packet may meet half of it: sets are therefore
+//! written only while nothing names them, and backends that something names change in their next hop alone, where a mixture
+//! costs the packets of that instant, which had no good next hop anyway. Rows are stored before their region is written,
+//! and callers write a service entry only after both, so no packet meets a half-written table.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;

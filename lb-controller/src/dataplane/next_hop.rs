@@ -5,29 +5,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use super::links::{IfIndex, Links};
+use crate::model::template::NextHop;
 
-/// The way to a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NextHop {
-    /// Interface to send from.
-    pub ifindex: IfIndex,
-    /// Its address.
-    pub src_mac: [u8; 6],
-    /// Address of the node or of the router in front of it.
-    pub dst_mac: [u8; 6],
-    /// Largest IP packet on the way, as far as this node knows.
-    pub mtu: u16,
-}
-
-impl NextHop {
-    /// The value of `Backend::ifindex`: 0 (back out of where the packet came in) if this node takes packets on the next
-    /// hop's interface only, since `XDP_TX` is cheaper than a redirect.
-    pub fn backend_ifindex(&self, xdp_interfaces: &[IfIndex]) -> IfIndex {
-        if xdp_interfaces == [self.ifindex] {
-            0
-        } else {
-            self.ifindex
-        }
+/// The way as a backend names it: interface 0 (back out of where the packet came in) if this node takes packets on the
+/// next hop's interface only, since `XDP_TX` is cheaper than a redirect.
+pub fn turned_round(hop: NextHop, xdp_interfaces: &[IfIndex]) -> NextHop {
+    if xdp_interfaces == [hop.ifindex] {
+        NextHop { ifindex: 0, ..hop }
+    } else {
+        hop
     }
 }
 
@@ -74,7 +60,7 @@ pub enum NoNextHop {
     },
 }
 
-/// The ways to all nodes that were asked for.
+/// The ways to all nodes that were asked for; each through an interface that exists, never 0.
 pub type NextHops = BTreeMap<IpAddr, Result<NextHop, NoNextHop>>;
 
 /// What the kernel answers when it is asked for a route.
@@ -122,12 +108,12 @@ pub fn next_hop(
             ),
         })?;
     let interface = || link.name.clone();
-    let src_mac = link.mac.ok_or_else(|| NoNextHop::NoMac {
+    let src = link.mac.ok_or_else(|| NoNextHop::NoMac {
         address,
         interface: interface(),
     })?;
     let key = route.neighbour(address);
-    let dst_mac = *neighbours.get(&key).ok_or_else(|| NoNextHop::NoNeighbour {
+    let dst = *neighbours.get(&key).ok_or_else(|| NoNextHop::NoNeighbour {
         address,
         neighbour: key.1,
         interface: interface(),
@@ -135,8 +121,8 @@ pub fn next_hop(
     let mtu = route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
     Ok(NextHop {
         ifindex: link.ifindex,
-        src_mac,
-        dst_mac,
+        src,
+        dst,
         mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
     })
 }
@@ -184,8 +170,8 @@ mod tests {
     fn router_in_front_of_the_node_is_the_next_hop() {
         let hop = NextHop {
             ifindex: 2,
-            src_mac: [2, 0, 0, 0, 0, 2],
-            dst_mac: MAC,
+            src: [2, 0, 0, 0, 0, 2],
+            dst: MAC,
             mtu: 1500,
         };
         assert_eq!(resolve(Some(&route(2, Some(ROUTER)))), Ok(hop));
@@ -226,8 +212,8 @@ mod tests {
     #[test]
     fn packets_turn_round_only_where_all_of_them_come_in() {
         let hop = resolve(Some(&route(2, Some(ROUTER)))).unwrap();
-        assert_eq!(hop.backend_ifindex(&[2]), 0);
-        assert_eq!(hop.backend_ifindex(&[2, 3]), 2);
-        assert_eq!(hop.backend_ifindex(&[3]), 2);
+        assert_eq!(turned_round(hop, &[2]).ifindex, 0);
+        assert_eq!(turned_round(hop, &[2, 3]), hop);
+        assert_eq!(turned_round(hop, &[3]), hop);
     }
 }

@@ -16,10 +16,11 @@ use super::bpf::BpfDataplane;
 use super::egress::{Egress, EgressKind};
 use super::links::{Links, XdpMode};
 use super::network;
-use super::next_hop::{NextHop, NextHops, NoNextHop};
+use super::next_hop::{NextHops, NoNextHop};
 use super::sys;
 use super::testing::{BpfDir, in_namespace, ip, is_root, namespace_id, output};
 use super::tests::open;
+use crate::model::template::NextHop;
 
 /// Makes `up0` with a default route, and its other end.
 fn uplink() {
@@ -280,8 +281,8 @@ async fn follow_them() {
     let resolved = next_hops_where(hops, "neighbour resolved", |hops| hops[&beside].is_ok()).await;
     let NextHop {
         ifindex,
-        src_mac: _,
-        dst_mac,
+        src: _,
+        dst,
         mtu,
     } = resolved[&beside].clone().unwrap();
     assert_eq!(
@@ -292,7 +293,7 @@ async fn follow_them() {
             .by_name("up0")
             .map(|link| link.ifindex)
     );
-    assert_eq!((dst_mac, mtu), ([2, 0, 0, 0, 0, 0x99], 1500));
+    assert_eq!((dst, mtu), ([2, 0, 0, 0, 0, 0x99], 1500));
     assert_eq!(resolved[&behind], resolved[&beside]);
     assert_eq!(resolved[&own], Err(NoNextHop::Own { address: own }));
 
