@@ -47,7 +47,7 @@ enum Task {
         #[arg(long, value_name = "VERSION")]
         kernel: Option<String>,
     },
-    /// Remove what crashed labs and tests left behind
+    /// Remove labs that were kept or that crashed
     Clean,
     /// Check licences and known vulnerabilities of all dependencies with cargo-deny, which is installed for it
     Deny,

@@ -21,11 +21,6 @@ const FOR_TESTS: &[Tool] = &[
         purpose: "namespaces of tests",
     },
     Tool {
-        program: "ethtool",
-        package: "ethtool",
-        purpose: "offloads of the lab's interfaces",
-    },
-    Tool {
         program: "tshark",
         package: "tshark",
         purpose: "decoding golden packets",
