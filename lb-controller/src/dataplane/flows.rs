@@ -153,6 +153,15 @@ where
             + remove_where(&self.flows, |_, value| dead(value.identity))?)
     }
 
+    fn usage(&self) -> Result<Vec<(&'static str, u64, u64)>, ApplyError> {
+        Ok(vec![
+            self.flows.usage()?,
+            self.half_open.usage()?,
+            self.first.usage()?,
+            self.held.usage()?,
+        ])
+    }
+
     fn sweep(&self, now_tick: u32, timeouts: &IdleTimeouts) -> Result<u64, ApplyError> {
         remove_where(&self.flows, |key, flow| {
             expired(flow, key.proto, now_tick, timeouts)
@@ -256,9 +265,11 @@ impl Flows {
         })
     }
 
-    /// How many known flows of one family there is room for.
-    pub fn limit(&self) -> u32 {
-        self.v4.flows.limit()
+    /// Name, used entries and all entries of the maps of flows. Scans them.
+    pub fn usage(&self) -> Result<Vec<(&'static str, u64, u64)>, ApplyError> {
+        let mut usage = self.v4.usage()?;
+        usage.extend(self.v6.usage()?);
+        Ok(usage)
     }
 
     /// Calls `visit` for every flow, known ones of each family first, until it answers `false`.

@@ -70,6 +70,16 @@ impl<K: Plain + Default, V: Plain + Default> HashTable<K, V> {
         self.map.entries
     }
 
+    /// Name, used entries and all entries. Scans the map.
+    pub(super) fn usage(&self) -> Result<(&'static str, u64, u64), ApplyError> {
+        let mut used = 0;
+        self.scan(|_, _| {
+            used += 1;
+            More::Yes
+        })?;
+        Ok((self.map.name, used, self.map.entries.into()))
+    }
+
     pub(super) fn put(&self, key: &K, value: &V) -> Result<(), ApplyError> {
         sys::update(self.fd(), key, value, sys::ANY).map_err(self.map.failed("update"))
     }

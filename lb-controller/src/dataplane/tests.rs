@@ -294,6 +294,9 @@ fn ended_flows_are_swept_and_dead_pods_flows_purged() {
     assert_eq!(known.values().sum::<u64>(), 1993);
     assert_eq!(flows.get(&tuple(12)).unwrap(), None);
 
+    let usage = maps.flows().usage().unwrap();
+    assert!(usage.contains(&(map::FLOWS4, 1993, 4_096)), "{usage:?}");
+
     let mut listed = 0;
     maps.flows()
         .list(|record| {

@@ -1,7 +1,7 @@
 //! Programs on interfaces and the way to other nodes, in network namespaces. Needs root; says so and passes without.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -236,6 +236,90 @@ async fn next_hops_where(
         .clone()
 }
 
+/// Runs `here` while a second namespace holds the other end of `up0`, with 10.1.0.2 on it and an echo of UDP packets.
+fn beside_another_node(here: impl FnOnce()) {
+    let (there_tx, there) = mpsc::channel();
+    let (moved_tx, moved) = mpsc::channel::<()>();
+    let (ready_tx, ready) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            in_namespace(move || {
+                there_tx.send(namespace_id()).unwrap();
+                moved.recv().unwrap();
+                ip("addr add 10.1.0.2/24 dev up1");
+                ip("link set up1 address 02:00:00:00:00:99");
+                ip("link set up1 up");
+                let socket = UdpSocket::bind("10.1.0.2:7").unwrap();
+                ready_tx.send(()).unwrap();
+                let mut packet = [0; 8];
+                while let Ok((len, from)) = socket.recv_from(&mut packet) {
+                    if len == 0 {
+                        return;
+                    }
+                    socket.send_to(&packet[..len], from).unwrap();
+                }
+            });
+        });
+        ip(&format!("link set up1 netns {}", there.recv().unwrap()));
+        moved_tx.send(()).unwrap();
+        ready.recv().unwrap();
+        let _end = EndOfEcho;
+        here();
+    });
+}
+
+/// Ends the echo, and so its namespace, however the test ends.
+struct EndOfEcho;
+
+impl Drop for EndOfEcho {
+    fn drop(&mut self) {
+        let _ = UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.send_to(&[], "10.1.0.2:7"));
+    }
+}
+
+#[test]
+fn no_packet_is_lost_while_programs_are_replaced() {
+    if !is_root("no_packet_is_lost_while_programs_are_replaced") {
+        return;
+    }
+    in_namespace(|| {
+        uplink();
+        beside_another_node(|| {
+            let (done, stop) = mpsc::channel::<()>();
+            std::thread::scope(|scope| {
+                let client = scope.spawn(move || {
+                    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                    socket
+                        .set_read_timeout(Some(Duration::from_secs(2)))
+                        .unwrap();
+                    let (mut sent, mut lost) = (0_u64, 0_u64);
+                    while stop.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                        let packet = sent.to_ne_bytes();
+                        socket.send_to(&packet, "10.1.0.2:7").unwrap();
+                        sent += 1;
+                        let mut echo = [0; 8];
+                        if socket.recv(&mut echo).is_err() || echo != packet {
+                            lost += 1;
+                        }
+                    }
+                    (sent, lost)
+                });
+                let dir = BpfDir::new();
+                let mut programs = BTreeSet::new();
+                for _start in 0..10 {
+                    let (_maps, mut attacher) = start(&dir, Settings::default());
+                    let interface = one(attacher.reconcile(&links()));
+                    programs.insert(interface.xdp.unwrap().id);
+                }
+                drop(done);
+                let (sent, lost) = client.join().unwrap();
+                assert_eq!((programs.len(), lost), (10, 0), "{sent} sent");
+                assert!(sent > 100, "{sent} sent");
+            });
+        });
+    });
+}
+
 #[test]
 fn next_hops_follow_neighbours_routes_and_links() {
     if !is_root("next_hops_follow_neighbours_routes_and_links") {
@@ -243,28 +327,7 @@ fn next_hops_follow_neighbours_routes_and_links() {
     }
     in_namespace(|| {
         uplink();
-        let here = namespace_id();
-        let (there_tx, there) = mpsc::channel();
-        let (end, ended) = mpsc::channel::<()>();
-        let (moved_tx, moved) = mpsc::channel::<()>();
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                in_namespace(move || {
-                    there_tx.send(namespace_id()).unwrap();
-                    moved.recv().unwrap();
-                    ip("addr add 10.1.0.2/24 dev up1");
-                    ip("link set up1 address 02:00:00:00:00:99");
-                    ip("link set up1 up");
-                    let _ = ended.recv();
-                });
-            });
-            let other = there.recv().unwrap();
-            assert_ne!(here, other);
-            ip(&format!("link set up1 netns {other}"));
-            moved_tx.send(()).unwrap();
-            runtime().block_on(follow_them());
-            drop(end);
-        });
+        beside_another_node(|| runtime().block_on(follow_them()));
     });
 }
 
