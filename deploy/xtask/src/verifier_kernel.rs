@@ -18,7 +18,9 @@ const KERNEL: &str = "6.1";
 const PACKAGES: &str = r"^linux-image-6\.1\.[0-9]+-[0-9]+-amd64$";
 /// A boot takes half a minute under emulation, and the verifier some minutes; a hang is a failure.
 const LIMIT: Duration = Duration::from_mins(15);
-/// What the emulated machine says at its end, with the exit code of `lb-controller verify` behind it.
+/// What the emulated machine says when it is up, with its version behind it. The firmware's screen control ends there.
+const UP: &str = "verify-kernel:";
+/// What it says at its end, with the exit code of `lb-controller verify` behind it.
 const MARK: &str = "verify-exit-code:";
 /// Static, so that the machine needs no libraries. With `--target`, build scripts stay dynamic, which they must.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -31,7 +33,7 @@ const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs devtmpfs /dev
 /bin/busybox mount -t bpf bpf /sys/fs/bpf
 ulimit -l unlimited
-echo "kernel $(/bin/busybox uname -r)"
+echo "verify-kernel:$(/bin/busybox uname -r)"
 /bin/lb-controller verify
 echo "verify-exit-code:$?"
 /bin/busybox poweroff -f
@@ -208,7 +210,7 @@ impl Archive {
 /// Runs the machine until it switches itself off, and reads the exit code in what it said.
 fn boot(kernel: &Path, initramfs: &Path) -> anyhow::Result<ExitCode> {
     println!("booting {} under emulation", kernel.display());
-    let mut code = None;
+    let (mut up, mut code) = (false, None);
     let ended = process::lines(
         Command::new("qemu-system-x86_64")
             .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "2048"])
@@ -225,9 +227,15 @@ fn boot(kernel: &Path, initramfs: &Path) -> anyhow::Result<ExitCode> {
             .arg("-initrd")
             .arg(initramfs),
         LIMIT,
-        |line| match exit_code(line) {
-            Some(found) => code = Some(found),
-            None => println!("{line}"),
+        |line| {
+            if let Some((_, version)) = line.split_once(UP) {
+                up = true;
+                println!("Linux {version}");
+            } else if let Some(found) = exit_code(line) {
+                code = Some(found);
+            } else if up {
+                println!("{line}");
+            }
         },
     )?;
     match (code, ended) {
@@ -260,7 +268,7 @@ mod tests {
     fn the_exit_code_is_read_from_its_line_only() {
         assert_eq!(exit_code("verify-exit-code:0\r"), Some(0));
         assert_eq!(exit_code("[    1.0] something else"), None);
-        assert!(INIT.contains(MARK));
+        assert!(INIT.contains(MARK) && INIT.contains(UP));
     }
 
     #[test]
