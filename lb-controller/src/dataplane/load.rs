@@ -349,3 +349,46 @@ const MAPS: &[&str] = &[
     map::STATS,
     map::EVENTS,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOT: &str = "Name:\tagent\nCapEff:\t000001ffffffffff\n";
+
+    #[test]
+    fn kernels_from_6_1_on_are_accepted() {
+        for release in ["6.1.0-18-amd64", "6.18.44-fc", "7.0", "10.2.1"] {
+            requirements(ROOT, release, true).unwrap();
+        }
+        for release in ["6.0.19", "5.15.0-91-generic", ""] {
+            let error = requirements(ROOT, release, true).unwrap_err();
+            assert!(
+                matches!(error, LoadError::KernelTooOld { .. }),
+                "{release}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn missing_capability_is_named() {
+        let status = |bits: u64| format!("CapPrm:\tff\nCapEff:\t{bits:016x}\n");
+        let error = |bits| {
+            requirements(&status(bits), "6.1", true)
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(error(0).starts_with("CAP_BPF is missing"));
+        assert!(error(1 << 39).starts_with("CAP_NET_ADMIN is missing"));
+        assert!(error(1 << 39 | 1 << 12).starts_with("CAP_PERFMON is missing"));
+        requirements(&status(1 << 39 | 1 << 38 | 1 << 12), "6.1", true).unwrap();
+    }
+
+    #[test]
+    fn kernel_without_type_information_is_refused() {
+        assert!(matches!(
+            requirements(ROOT, "6.1", false),
+            Err(LoadError::NoBtf)
+        ));
+    }
+}

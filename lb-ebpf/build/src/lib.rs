@@ -156,6 +156,8 @@ fn clean_environment(cargo: &mut Command) {
     // Empty rather than absent: empty also overrides a wrapper from cargo's configuration files.
     cargo.env("RUSTC_WRAPPER", "");
     cargo.env("RUSTC_WORKSPACE_WRAPPER", "");
+    // Would win over the profile.
+    cargo.env("CARGO_INCREMENTAL", "0");
 }
 
 /// Makes the BPF object. A program that has not changed leaves the file alone.
