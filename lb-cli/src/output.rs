@@ -30,12 +30,6 @@ impl Output {
         Self { format, colours }
     }
 
-    /// What was asked for.
-    #[allow(dead_code, reason = "the lab will use it for its progress")]
-    pub(crate) fn format(self) -> Format {
-        self.format
-    }
-
     /// Prints `value` as JSON, or what `people` makes of it for people.
     pub(crate) fn emit<T: Serialize>(
         self,
