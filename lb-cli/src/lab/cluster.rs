@@ -64,6 +64,8 @@ impl Cluster {
         let pins = ledger.pins()?;
         for part in ["logs", "sockets"] {
             let path = ledger.directory().join(part);
+            // Of an earlier run; there need not be any.
+            let _ = std::fs::remove_dir_all(&path);
             std::fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
         }
         let mut manifests = Manifests::create(ledger.directory())?;

@@ -155,6 +155,7 @@ impl Ledger {
         if self.made.pins {
             note(self.unmount_pins());
         }
+        // Logs stay for whoever wants to know why; the next run starts with none.
         for part in ["manifests", "staging", "sockets", "bin"] {
             note(remove_all(&self.directory.join(part)));
         }

@@ -166,6 +166,11 @@ pub(crate) fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
             no_relay,
             keep,
         })) => {
+            ensure!(
+                !(no_relay && scenario.is_about_agents()),
+                "--no-relay is the control of scenarios about pods; {} needs no relay",
+                scenario.name()
+            );
             let relay = if no_relay { Relay::Off } else { Relay::On };
             execute(&common, What::Scenario(scenario), relay, keep, output)
         }

@@ -59,10 +59,10 @@ pub(crate) const FIRST: &str = "web";
 /// Label of the pods that it selects after a switch.
 pub(crate) const NEXT: &str = "web-next";
 
-/// Before anything changes, and after the last change: connections are watched, and the router moves its ECMP.
+/// Before anything changes: connections are watched, and the router moves its ECMP.
 pub(crate) const CALM_MS: u64 = 1_000;
-/// After the last change.
-pub(crate) const TAIL_MS: u64 = 4_000;
+/// After the last change: new pods wait up to two seconds for a slot to become free before the table grows.
+pub(crate) const TAIL_MS: u64 = 6_000;
 
 /// Pods at the start: how many of [`FIRST`] in each step, as sizes of tables depend on the way there, and how many of
 /// [`NEXT`].
@@ -137,7 +137,7 @@ impl Scenario {
 /// The story of plain `lbctl lab`, with 6 pods at the start: a rollout, three pods more, three pods less.
 pub(crate) fn demonstration() -> Vec<Step> {
     let mut steps = rollout(CALM_MS, 0..6);
-    let after = |steps: &[Step]| steps.last().map_or(0, |step| step.at_ms) + 1_500;
+    let after = |steps: &[Step]| steps.last().map_or(0, |step| step.at_ms) + 3_500;
     steps.push(step(after(&steps), Change::Add(3)));
     steps.extend(leave(after(&steps), vec![12, 13, 14]));
     steps
