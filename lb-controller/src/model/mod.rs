@@ -1,7 +1,21 @@
 //! The pure core: values in, values out. No async, no clock, no I/O; time is an argument.
+//!
+//! ```text
+//! manager   service, endpoint, ipam → assign (slot, table) → ServiceTable, problems
+//! agent     ServiceTable → plan → diff → op, against what is installed (ids)
+//! both      shape → maglev; secret; template
+//! ```
 
+pub mod assign;
+pub mod candidate;
+pub mod endpoint;
+pub mod ipam;
 pub mod maglev;
 pub mod op;
+pub mod problem;
 pub mod secret;
+pub mod service;
 pub mod shape;
+pub mod slot;
+pub mod table;
 pub mod template;

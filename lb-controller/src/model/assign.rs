@@ -1,0 +1,285 @@
+//! One Service: its endpoints and its last table in, its next table out. What the manager calls; pure.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use super::candidate::Candidate;
+use super::endpoint::{Cluster, Endpoint, Endpoints, is_alive};
+use super::problem::{Fault, Problem};
+use super::service::Service;
+use super::shape::Weight;
+use super::slot::{self, Input, Outcome, Slots, Waiting};
+use super::table::{self, Group};
+use crate::api::service_table::{Family, Port, ServiceTableSpec};
+
+/// How long an endpoint without a pod is remembered after it has left all slices: nobody reports its death.
+pub const PODLESS_LINGER: SignedDuration = SignedDuration::from_hours(1);
+
+/// What the manager keeps per Service in its process. Losing it only makes waits start again.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Memory {
+    /// By family and first port of a group.
+    waiting: BTreeMap<(Family, Port), Waiting>,
+    /// Endpoints without a pod that have left all slices, and since when.
+    gone: BTreeMap<Arc<str>, Timestamp>,
+}
+
+/// The next table of a Service.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Assigned {
+    /// The table; none while the Service is pending (see `problems`), and then an old one must be removed.
+    pub table: Option<ServiceTableSpec>,
+    /// Whether it differs from the last one, and so must be written.
+    pub changed: bool,
+    /// What is wrong with the Service, its slices and its pods.
+    pub problems: Vec<Problem>,
+    /// When the same objects may give another table: call again then.
+    pub deadline: Option<Timestamp>,
+}
+
+/// Computes the next table. The version is one more than the last one's if anything else changed.
+pub fn assign(
+    last: Option<&ServiceTableSpec>,
+    service: &Service,
+    slices: &[&EndpointSlice],
+    cluster: &dyn Cluster,
+    memory: &mut Memory,
+    now: Timestamp,
+) -> Assigned {
+    let mut problems = service.problems.clone();
+    if service.fatal().is_some() {
+        let changed = last.is_some();
+        return Assigned {
+            table: None,
+            changed,
+            problems,
+            deadline: None,
+        };
+    }
+    let last = last.filter(|last| last.service_uid == service.uid);
+    let groups = last.map(table::decode).transpose().unwrap_or_else(|error| {
+        let fault = Fault::TableUnreadable(error.to_string());
+        problems.push(Problem::new("Service", &service.name, fault));
+        None
+    });
+    let endpoints = Endpoints::merge(service, slices, cluster);
+    problems.extend(endpoints.problems.iter().cloned());
+    let mut groups = regroup(groups.unwrap_or_default(), service, &endpoints);
+    let mut next = Next {
+        service,
+        endpoints: &endpoints,
+        cluster,
+        now,
+        problems,
+        deadline: None,
+    };
+    next.remember_gone(&groups, memory);
+    memory.waiting.retain(|(family, port), _| {
+        groups
+            .iter()
+            .any(|group| group.family == *family && group.ports.first() == Some(port))
+    });
+    for group in &mut groups {
+        next.assign(group, memory);
+    }
+    let version = last.map_or(1, |last| last.version);
+    let mut table = table::encode(&service.uid, version, &service.vips, &groups);
+    let changed = last != Some(&table);
+    if changed && last.is_some() {
+        table.version += 1;
+    }
+    let Next {
+        problems, deadline, ..
+    } = next;
+    Assigned {
+        table: Some(table),
+        changed,
+        problems,
+        deadline,
+    }
+}
+
+/// The groups of the Service's present ports: those of the last table, split where the pods of their ports differ now,
+/// and new ones for new ports. Groups are never joined: that would need one history from two.
+fn regroup(last: Vec<Group>, service: &Service, endpoints: &Endpoints) -> Vec<Group> {
+    let mut groups = Vec::new();
+    for vip in &service.vips {
+        let family = Family::of(*vip);
+        let mut fresh = service.ports.clone();
+        for group in last.iter().filter(|group| group.family == family) {
+            let kept: Vec<Port> = group
+                .ports
+                .iter()
+                .filter(|port| fresh.contains(port))
+                .cloned()
+                .collect();
+            fresh.retain(|port| !kept.contains(port));
+            let parts = partition(kept, family, service, endpoints);
+            groups.extend(parts.into_iter().map(|ports| project(group, ports)));
+        }
+        for ports in partition(fresh, family, service, endpoints) {
+            groups.push(Group {
+                family,
+                ports,
+                slots: Slots::none(service.fields),
+            });
+        }
+    }
+    groups.sort_by(|a, b| (a.family, &a.ports).cmp(&(b.family, &b.ports)));
+    groups
+}
+
+/// Ports by the set of pods that they have.
+fn partition(
+    ports: Vec<Port>,
+    family: Family,
+    service: &Service,
+    endpoints: &Endpoints,
+) -> Vec<Vec<Port>> {
+    let mut parts: BTreeMap<Vec<(Arc<str>, IpAddr)>, Vec<Port>> = BTreeMap::new();
+    for port in ports {
+        let at = service
+            .ports
+            .iter()
+            .position(|p| *p == port)
+            .unwrap_or(usize::MAX);
+        let pods = endpoints.usable(family, at).into_values();
+        parts
+            .entry(pods.map(|e| (e.uid.clone(), e.address)).collect())
+            .or_default()
+            .push(port);
+    }
+    parts.into_values().collect()
+}
+
+/// A group with some of its ports: the same history.
+fn project(group: &Group, ports: Vec<Port>) -> Group {
+    if group.ports == ports {
+        return group.clone();
+    }
+    let place = |port: &Port| group.ports.iter().position(|other| other == port);
+    let places: Vec<usize> = ports.iter().filter_map(place).collect();
+    let mut slots = group.slots.clone();
+    for candidate in &mut slots.candidates {
+        candidate.ports = places.iter().map(|at| candidate.ports[*at]).collect();
+    }
+    slots.join_equal();
+    Group {
+        family: group.family,
+        ports,
+        slots,
+    }
+}
+
+struct Next<'a> {
+    service: &'a Service,
+    endpoints: &'a Endpoints,
+    cluster: &'a dyn Cluster,
+    now: Timestamp,
+    problems: Vec<Problem>,
+    deadline: Option<Timestamp>,
+}
+
+impl Next<'_> {
+    /// Notes which endpoints without a pod have left all slices.
+    fn remember_gone(&mut self, groups: &[Group], memory: &mut Memory) {
+        let candidates = groups.iter().flat_map(|group| &group.slots.candidates);
+        let gone =
+            candidates.filter(|c| c.is_podless() && !self.endpoints.podless.contains(&c.uid));
+        let gone = gone.map(|c| {
+            let since = memory.gone.get(&c.uid).copied().unwrap_or(self.now);
+            (c.uid.clone(), since)
+        });
+        memory.gone = gone.collect();
+        let ends = memory
+            .gone
+            .values()
+            .filter_map(|since| since.checked_add(PODLESS_LINGER).ok());
+        self.deadline = ends.filter(|end| *end > self.now).min();
+    }
+
+    fn is_dead(&self, candidate: &Candidate, memory: &Memory) -> bool {
+        if candidate.is_podless() {
+            let since = memory.gone.get(&candidate.uid);
+            return since.is_some_and(|since| self.now.duration_since(*since) >= PODLESS_LINGER);
+        }
+        let pod = self.cluster.pod(&candidate.uid);
+        self.cluster.is_complete()
+            && !(pod.is_some_and(is_alive) && self.cluster.has_node(&candidate.node))
+    }
+
+    fn assign(&mut self, group: &mut Group, memory: &mut Memory) {
+        let usable = self.usable(group);
+        let Some(first) = group.ports.first().cloned() else {
+            return;
+        };
+        let key = (group.family, first);
+        let mut waiting = memory.waiting.remove(&key).unwrap_or_default();
+        let Outcome { deadline, refused } = slot::assign(
+            &mut group.slots,
+            &mut waiting,
+            &Input {
+                usable: &usable,
+                fields: self.service.fields,
+                dead: &|candidate| self.is_dead(candidate, memory),
+                now: self.now,
+            },
+        );
+        memory.waiting.insert(key, waiting);
+        self.deadline = self.deadline.into_iter().chain(deadline).min();
+        if refused > 0 {
+            self.report(Fault::TooManyPods(refused));
+        }
+        if usable.is_empty() {
+            for Port { port, protocol, .. } in group.ports.clone() {
+                self.report(Fault::NoEndpoints {
+                    family: group.family,
+                    port,
+                    protocol,
+                });
+            }
+        }
+    }
+
+    fn report(&mut self, fault: Fault) {
+        self.problems
+            .push(Problem::new("Service", &self.service.name, fault));
+    }
+
+    /// Candidates of a group: pods that all its ports have (the same for each, see [`partition`]).
+    fn usable(&self, group: &Group) -> BTreeMap<Candidate, Weight> {
+        let place = |port| {
+            self.service
+                .ports
+                .iter()
+                .position(|p| p == port)
+                .unwrap_or(usize::MAX)
+        };
+        let by_port: Vec<BTreeMap<Arc<str>, &Endpoint>> = group
+            .ports
+            .iter()
+            .map(|p| self.endpoints.usable(group.family, place(p)))
+            .collect();
+        let Some(first) = by_port.first() else {
+            return BTreeMap::new();
+        };
+        let candidates = first.iter().filter_map(|(uid, endpoint)| {
+            let ports = by_port.iter().map(|pods| Some(pods.get(uid)?.port));
+            let candidate = Candidate {
+                uid: uid.clone(),
+                node: endpoint.node.clone(),
+                address: endpoint.address,
+                ports: ports.collect::<Option<Vec<u16>>>()?.into(),
+            };
+            Some((candidate, endpoint.weight))
+        });
+        candidates.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

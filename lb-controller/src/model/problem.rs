@@ -1,0 +1,221 @@
+//! What is wrong with an object that a user wrote: one sentence each, naming the object and what to change. A problem
+//! concerns one object, often one port or endpoint of it, and never stops another.
+
+use std::net::IpAddr;
+
+use crate::api::service_table::{Family, Protocol};
+
+use lb_ebpf::abi::SLOTS_MAX;
+
+use super::shape::Weight;
+
+/// Annotation with the addresses that a Service asks for.
+pub const ADDRESSES_ANNOTATION: &str = "bowline.dev/addresses";
+/// Annotation with the weight of a Pod.
+pub const WEIGHT_ANNOTATION: &str = "bowline.dev/weight";
+
+/// A fault and the object that has it. `Display` gives the whole sentence.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, thiserror::Error)]
+#[error("{object}: {fault}")]
+pub struct Problem {
+    /// The object: `Service default/web`, `EndpointSlice default/web-x7k2p`.
+    pub object: String,
+    /// What is wrong.
+    pub fault: Fault,
+}
+
+impl Problem {
+    /// A problem of an object of a kind with a namespace.
+    pub fn new(kind: &str, namespaced_name: &str, fault: Fault) -> Self {
+        Self {
+            object: format!("{kind} {namespaced_name}"),
+            fault,
+        }
+    }
+    /// One word in camel case, for conditions.
+    pub fn reason(&self) -> &'static str {
+        self.fault.reason()
+    }
+}
+
+/// What can be wrong, and what to change.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, thiserror::Error)]
+pub enum Fault {
+    /// No VIP was asked for.
+    #[error(
+        "it has no address; set the annotation {ADDRESSES_ANNOTATION} or spec.loadBalancerIP (address pools do not exist yet)"
+    )]
+    NoAddress,
+    /// Not an IP address.
+    #[error(
+        "{0:?} is not an IP address; write addresses such as 198.51.100.1, separated by commas"
+    )]
+    AddressMalformed(String),
+    /// An address that no VIP can be.
+    #[error("{0} cannot be a VIP; use a unicast address that is neither loopback nor link-local")]
+    AddressUnusable(IpAddr),
+    /// More than one of a family.
+    #[error("it asks for more than one {0:?} address; keep one per family")]
+    AddressTwice(Family),
+    /// A family that the Service does not have.
+    #[error(
+        "{0} is of a family that spec.ipFamilies does not list; add the family or remove the address"
+    )]
+    AddressFamily(IpAddr),
+    /// Somebody else has it.
+    #[error(
+        "{vip} port {port}/{protocol} belongs to Service {owner}; choose another port or address"
+    )]
+    AddressTaken {
+        /// The VIP.
+        vip: IpAddr,
+        /// The port.
+        port: u16,
+        /// The protocol.
+        protocol: Protocol,
+        /// Namespace and name of the older Service.
+        owner: String,
+    },
+    /// Nothing to balance.
+    #[error("it has no usable port; add one with protocol TCP or UDP to spec.ports")]
+    NoPorts,
+    /// Not a port number.
+    #[error("port {0} is not from 1 to 65535; correct it")]
+    PortRange(i32),
+    /// The same port and protocol again.
+    #[error("port {port}/{protocol} is there twice and the second is ignored; remove one of them")]
+    PortTwice {
+        /// The port.
+        port: u16,
+        /// The protocol.
+        protocol: Protocol,
+    },
+    /// A protocol that is not balanced.
+    #[error("port {port} has protocol {protocol}, which is not balanced; use TCP or UDP")]
+    PortProtocol {
+        /// The port.
+        port: i32,
+        /// The protocol.
+        protocol: String,
+    },
+    /// Would be open to everybody.
+    #[error(
+        "spec.loadBalancerSourceRanges is not supported yet, so nothing is served rather than too much; remove it"
+    )]
+    SourceRanges,
+    /// Served, but not as asked.
+    #[error(
+        "externalTrafficPolicy Local is not supported yet and treated as Cluster; set it to Cluster to silence this"
+    )]
+    LocalPolicy,
+    /// A slice of another family than its addresses.
+    #[error("address {address:?} is not {family:?} as addressType says; correct one of them")]
+    EndpointFamily {
+        /// The address.
+        address: String,
+        /// The slice's family.
+        family: Family,
+    },
+    /// An address that no pod can have.
+    #[error(
+        "endpoint {0} cannot be a pod; use a unicast address that is neither loopback nor link-local"
+    )]
+    EndpointUnusable(IpAddr),
+    /// Not an address type of Kubernetes.
+    #[error("addressType {0:?} is none; use IPv4 or IPv6")]
+    AddressType(String),
+    /// No first address.
+    #[error("endpoint number {0} has no address; add one or remove it")]
+    EndpointEmpty(usize),
+    /// Packets could not be sent there.
+    #[error("endpoint {0} has no nodeName and gets no traffic; set it to the name of its Node")]
+    NodeMissing(IpAddr),
+    /// Packets could not be sent there.
+    #[error(
+        "endpoint {address} is on node {node:?}, which does not exist, and gets no traffic; add the Node or correct nodeName"
+    )]
+    NodeUnknown {
+        /// The endpoint.
+        address: IpAddr,
+        /// Its node.
+        node: String,
+    },
+    /// Nobody could tell it from its successor at the same address.
+    #[error(
+        "endpoint {0} has a targetRef without uid and gets no traffic; copy metadata.uid of its Pod"
+    )]
+    UidMissing(IpAddr),
+    /// Its flows could not live.
+    #[error(
+        "endpoint {address} names Pod {uid}, which is not there (any more), and gets no traffic; add the Pod or remove the endpoint"
+    )]
+    PodUnknown {
+        /// The endpoint.
+        address: IpAddr,
+        /// The Pod.
+        uid: String,
+    },
+    /// Two pods say they have one address.
+    #[error("endpoint {0} is claimed by two Pods, and the first by UID is taken; remove one")]
+    AddressShared(IpAddr),
+    /// Not a weight.
+    #[error("annotation {WEIGHT_ANNOTATION}={0:?} is not a number from 1 to {max}, and 1 is used; correct it", max = Weight::MAX)]
+    Weight(String),
+    /// More pods than slots.
+    #[error(
+        "{0} pods get no new connections since a Service has at most {SLOTS_MAX}; use fewer pods"
+    )]
+    TooManyPods(usize),
+    /// Nobody to send to.
+    #[error(
+        "port {port}/{protocol} over {family:?} has no usable endpoint, so connections are refused; start pods or correct the selector"
+    )]
+    NoEndpoints {
+        /// The family.
+        family: Family,
+        /// The port.
+        port: u16,
+        /// The protocol.
+        protocol: Protocol,
+    },
+    /// History is lost.
+    #[error(
+        "its ServiceTable cannot be read ({0}); it is written anew, and connections to pods that no longer serve may break"
+    )]
+    TableUnreadable(String),
+}
+
+impl Fault {
+    /// Whether the Service stays without tables because of it.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::NoAddress | Self::NoPorts | Self::SourceRanges)
+    }
+
+    /// One word in camel case, for conditions.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoAddress => "NoAddress",
+            Self::AddressMalformed(_) | Self::AddressUnusable(_) => "AddressInvalid",
+            Self::AddressTwice(_) | Self::AddressFamily(_) => "AddressFamily",
+            Self::AddressTaken { .. } => "AddressTaken",
+            Self::NoPorts
+            | Self::PortRange(_)
+            | Self::PortTwice { .. }
+            | Self::PortProtocol { .. } => "PortInvalid",
+            Self::SourceRanges | Self::LocalPolicy => "NotSupported",
+            Self::EndpointFamily { .. }
+            | Self::EndpointUnusable(_)
+            | Self::AddressType(_)
+            | Self::EndpointEmpty(_)
+            | Self::NodeMissing(_)
+            | Self::NodeUnknown { .. }
+            | Self::UidMissing(_)
+            | Self::PodUnknown { .. }
+            | Self::AddressShared(_) => "EndpointInvalid",
+            Self::Weight(_) => "WeightInvalid",
+            Self::TooManyPods(_) => "TooManyPods",
+            Self::NoEndpoints { .. } => "NoEndpoints",
+            Self::TableUnreadable(_) => "TableUnreadable",
+        }
+    }
+}
