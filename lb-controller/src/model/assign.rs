@@ -68,7 +68,7 @@ pub fn assign(
     });
     let endpoints = Endpoints::merge(service, slices, cluster);
     problems.extend(endpoints.problems.iter().cloned());
-    let mut groups = regroup(groups.unwrap_or_default(), service, &endpoints);
+    let mut groups = regroup(&groups.unwrap_or_default(), service, &endpoints);
     let mut next = Next {
         service,
         endpoints: &endpoints,
@@ -105,7 +105,7 @@ pub fn assign(
 
 /// The groups of the Service's present ports: those of the last table, split where the pods of their ports differ now,
 /// and new ones for new ports. Groups are never joined: that would need one history from two.
-fn regroup(last: Vec<Group>, service: &Service, endpoints: &Endpoints) -> Vec<Group> {
+fn regroup(last: &[Group], service: &Service, endpoints: &Endpoints) -> Vec<Group> {
     let mut groups = Vec::new();
     for vip in &service.vips {
         let family = Family::of(*vip);
@@ -140,7 +140,7 @@ fn partition(
     service: &Service,
     endpoints: &Endpoints,
 ) -> Vec<Vec<Port>> {
-    let mut parts: BTreeMap<Vec<(Arc<str>, IpAddr)>, Vec<Port>> = BTreeMap::new();
+    let mut by_pods: BTreeMap<Vec<(Arc<str>, IpAddr)>, Vec<Port>> = BTreeMap::new();
     for port in ports {
         let at = service
             .ports
@@ -148,12 +148,12 @@ fn partition(
             .position(|p| *p == port)
             .unwrap_or(usize::MAX);
         let pods = endpoints.usable(family, at).into_values();
-        parts
+        by_pods
             .entry(pods.map(|e| (e.uid.clone(), e.address)).collect())
             .or_default()
             .push(port);
     }
-    parts.into_values().collect()
+    by_pods.into_values().collect()
 }
 
 /// A group with some of its ports: the same history.

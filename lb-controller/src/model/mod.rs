@@ -7,11 +7,17 @@
 //! ```
 
 pub mod assign;
+pub mod backends;
 pub mod candidate;
+pub mod collect;
+pub mod diff;
 pub mod endpoint;
+mod ids;
+pub mod installed;
 pub mod ipam;
 pub mod maglev;
 pub mod op;
+pub mod plan;
 pub mod problem;
 pub mod secret;
 pub mod service;

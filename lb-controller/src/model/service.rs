@@ -177,9 +177,8 @@ fn ports(spec: &core::ServiceSpec, faults: &mut Vec<Fault>) -> Vec<Port> {
 }
 
 fn port(asked: &core::ServicePort, others: &[Port]) -> Result<Port, Fault> {
-    let port = match u16::try_from(asked.port) {
-        Ok(port @ 1..) => port,
-        Ok(0) | Err(_) => return Err(Fault::PortRange(asked.port)),
+    let Ok(port @ 1..) = u16::try_from(asked.port) else {
+        return Err(Fault::PortRange(asked.port));
     };
     let protocol = protocol(asked.protocol.as_deref()).map_err(|protocol| Fault::PortProtocol {
         port: asked.port,

@@ -285,7 +285,7 @@ impl Assignment<'_> {
                     slot.vacant = Some(Vacant {
                         since: self.now,
                         home: slot.current,
-                    })
+                    });
                 }
             }
         }

@@ -1,0 +1,457 @@
+//! From one Service's wanted entries to operations, in the order in which every prefix leaves every VIP usable:
+//!
+//! ```text
+//! backends (and that they are local)   nobody names them yet
+//! rows of new shapes                   nobody names them yet
+//! sets                                 fresh ids, so immutable for readers
+//! slots                                one aligned store each: {first, set}; old rows find the new occupant
+//! service entries                      from here on new rows are read; all slots they name are there
+//! VIP markers                          a VIP answers once a port of it is there
+//! removals of entries, then of markers
+//! ```
+//! What nothing names any more is freed later and after a grace period: see [`super::collect`].
+
+use lb_ebpf::abi::{self, OLDER_MAX, ROWS_PER_ELEMENT, SLOT_DEVIATES, service_flag};
+
+use super::backends;
+use super::installed::{Installed, PlanError, range_len};
+use super::maglev;
+use super::op::{BackendId, Op, RegionId, ServiceKey, SetId, SlotIndex};
+use super::plan::{CELL, Entry, Service, Table, port_of, vip_key};
+
+/// Cells compared at once: a kilobyte, which is one call of `memcmp` and still finds the one that changed quickly.
+const CELLS_AT_ONCE: usize = 64;
+
+impl Installed {
+    /// The operations that bring the maps in line with a Service. Empty if they are.
+    ///
+    /// One plan at a time: carry it out and [`Installed::record`] it before the next, since both would choose the same
+    /// fresh ids.
+    pub fn plan(&mut self, service: &Service) -> Result<Vec<Op>, PlanError> {
+        self.plan = self.plan.wrapping_add(1);
+        let mut draft = Draft::new(self);
+        for entry in &service.entries {
+            draft.entry(service, entry)?;
+        }
+        draft.removals(service);
+        let ops = draft.into_ops();
+        self.own(service);
+        Ok(ops)
+    }
+
+    /// The operations that remove all entries of a Service, planned before by this process.
+    pub fn plan_removal(&mut self, uid: &str) -> Vec<Op> {
+        let keys = self.keys.get(uid).cloned().unwrap_or_default();
+        self.removal(&keys)
+    }
+
+    /// The operations that remove all entries that none of `wanted` has. Only for a caller that knows all Services: what
+    /// is not listed goes.
+    pub fn plan_stale<'a>(&self, wanted: impl IntoIterator<Item = &'a Service>) -> Vec<Op> {
+        let wanted: std::collections::HashSet<ServiceKey> = wanted
+            .into_iter()
+            .flat_map(|service| &service.entries)
+            .map(|entry| entry.key)
+            .collect();
+        let keys = self.services.keys().copied();
+        let stale: Vec<_> = keys
+            .filter(|key| vip_key(*key) != *key && !wanted.contains(key))
+            .collect();
+        self.removal(&stale)
+    }
+
+    /// Entries first, then the markers of VIPs without any other entry.
+    fn removal(&self, keys: &[ServiceKey]) -> Vec<Op> {
+        let mut gone: Vec<_> = keys
+            .iter()
+            .copied()
+            .filter(|key| self.services.contains_key(key))
+            .collect();
+        gone.sort_unstable();
+        let mut markers: Vec<_> = gone.iter().map(|key| vip_key(*key)).collect();
+        markers.dedup();
+        markers.retain(|marker| {
+            let others = self
+                .services
+                .range(*marker..)
+                .skip_while(|(key, _)| *key == marker);
+            let mut others = others.take_while(|(key, _)| vip_key(**key) == *marker);
+            self.services.contains_key(marker)
+                && others.all(|(key, _)| gone.binary_search(key).is_ok())
+        });
+        gone.into_iter()
+            .chain(markers)
+            .map(|key| Op::RemoveService { key })
+            .collect()
+    }
+
+    /// Notes whose the keys are. Not a fact about the maps, so it does not wait for operations.
+    fn own(&mut self, service: &Service) {
+        let keys: Vec<_> = service.entries.iter().map(|entry| entry.key).collect();
+        let same = self.keys.get(&service.uid).is_some_and(|old| {
+            *old == keys
+                && keys
+                    .iter()
+                    .all(|key| self.owners.get(key) == Some(&service.uid))
+        });
+        if same {
+            return;
+        }
+        for key in &keys {
+            if let Some(old) = self.owners.insert(*key, service.uid.clone())
+                && old != service.uid
+                && let Some(others) = self.keys.get_mut(&old)
+            {
+                others.retain(|other| other != key);
+            }
+        }
+        // Keys that the Service has lost stay noted until they are removed.
+        let old = self.keys.entry(service.uid.clone()).or_default();
+        old.retain(|key| !keys.contains(key) && self.services.contains_key(key));
+        old.splice(0..0, keys);
+    }
+}
+
+/// A plan being made: operations by kind, and ids chosen on the way.
+struct Draft<'a> {
+    installed: &'a mut Installed,
+    backends: Vec<Op>,
+    rows: Vec<Op>,
+    sets: Vec<Op>,
+    slots: Vec<Op>,
+    services: Vec<Op>,
+    removals: Vec<Op>,
+    next_set: u32,
+    next_region: u32,
+    next_service: u32,
+    /// Regions of this plan, by digest.
+    regions: Vec<(u64, abi::Region)>,
+    /// Ids of this plan, by port and protocol.
+    service_ids: Vec<((u16, u8), u32)>,
+    slot_ranges: Vec<(u32, u32)>,
+}
+
+impl<'a> Draft<'a> {
+    fn new(installed: &'a mut Installed) -> Self {
+        Self {
+            installed,
+            backends: Vec::new(),
+            rows: Vec::new(),
+            sets: Vec::new(),
+            slots: Vec::new(),
+            services: Vec::new(),
+            removals: Vec::new(),
+            next_set: 1,
+            next_region: 0,
+            next_service: 0,
+            regions: Vec::new(),
+            service_ids: Vec::new(),
+            slot_ranges: Vec::new(),
+        }
+    }
+
+    fn into_ops(self) -> Vec<Op> {
+        let mut ops = self.backends;
+        for more in [
+            self.rows,
+            self.sets,
+            self.slots,
+            self.services,
+            self.removals,
+        ] {
+            ops.extend(more);
+        }
+        ops
+    }
+
+    fn entry(&mut self, service: &Service, entry: &Entry) -> Result<(), PlanError> {
+        let old = self.installed.services.get(&entry.key).copied();
+        let slots = self.slots(entry, old)?;
+        let mut value = abi::ServiceEntry {
+            id: 0,
+            flags: entry.flags,
+            slots,
+            slot_count: entry.slot_count(),
+            current: self.table(&entry.current)?,
+            previous: Default::default(),
+        };
+        for (to, table) in value
+            .previous
+            .iter_mut()
+            .zip(entry.previous.iter().flatten())
+        {
+            *to = self.table(table)?;
+        }
+        value.id = match old {
+            Some(old) => old.id,
+            None => self.service_id(service, entry.key)?,
+        };
+        if old != Some(value) {
+            self.services.push(Op::Service {
+                key: entry.key,
+                value,
+            });
+            self.marker(entry.key)?;
+        }
+        Ok(())
+    }
+
+    /// The range of an entry's slots: the old one if there is room in it, else a new one.
+    fn slots(&mut self, entry: &Entry, old: Option<abi::ServiceEntry>) -> Result<u32, PlanError> {
+        let count = entry.slot_count();
+        if count == 0 {
+            return Ok(0);
+        }
+        if let Some(old) = old.filter(|old| old.slot_count > 0)
+            && count <= self.installed.slot_ranges.len_at(old.slots)
+        {
+            self.fill(entry, old.slots, old.slots)?;
+            return Ok(old.slots);
+        }
+        let len = range_len(count);
+        let start = self.installed.slot_ranges.free(len, &self.slot_ranges);
+        let limit = self.installed.capacity.slots;
+        let start = start.ok_or(PlanError::Full {
+            map: abi::map::SLOTS,
+            limit,
+        })?;
+        self.slot_ranges.push((start, len));
+        // Sets are immutable, so both ranges may name one.
+        self.fill(entry, start, old.map_or(start, |old| old.slots))?;
+        Ok(start)
+    }
+
+    /// Writes the slots of the range at `start` that differ. A slot of the range at `like` with the same older occupants
+    /// lends its set.
+    fn fill(&mut self, entry: &Entry, start: u32, like: u32) -> Result<(), PlanError> {
+        let at = start as usize * CELL;
+        for (block, wanted) in entry.cells.chunks(CELLS_AT_ONCE * CELL).enumerate() {
+            let offset = block * CELLS_AT_ONCE;
+            let from = at + offset * CELL;
+            if self.installed.cells.get(from..from + wanted.len()) == Some(wanted) {
+                continue;
+            }
+            for (n, cell) in wanted.chunks_exact(CELL).enumerate() {
+                let slot = (offset + n) as u32;
+                let here = from + n * CELL;
+                if self.installed.cells.get(here..here + CELL) != Some(cell) {
+                    self.slot(cell, start + slot, like + slot)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn slot(&mut self, cell: &[u32], index: u32, like: u32) -> Result<(), PlanError> {
+        for id in cell.iter().filter(|id| **id != 0) {
+            self.backend(BackendId(*id));
+        }
+        let older: [u32; OLDER_MAX] = std::array::from_fn(|n| cell[1 + n]);
+        let set = if older == [0; OLDER_MAX] {
+            0
+        } else {
+            self.set(older, like)?
+        };
+        let value = abi::Slot {
+            first: cell[0],
+            set,
+        };
+        self.slots.push(Op::Slot {
+            index: SlotIndex(index),
+            value,
+        });
+        Ok(())
+    }
+
+    fn backend(&mut self, id: BackendId) {
+        let Installed {
+            backends,
+            view,
+            plan,
+            ..
+        } = &mut *self.installed;
+        if backends.get(id).is_none_or(|entry| entry.value.is_some()) || !backends.plan(id, *plan) {
+            return;
+        }
+        let entry = backends.get(id);
+        if let Some((pod, known)) =
+            entry.and_then(|entry| Some((entry.pod?, entry.known.as_ref()?)))
+        {
+            let value = Box::new(view.render(&pod, &known.node));
+            let local = backends::local(id, &pod, &value);
+            self.backends.push(Op::Backend { id, value });
+            self.backends
+                .extend(local.map(|(key, value)| Op::Local { key, value }));
+        }
+    }
+
+    fn set(&mut self, older: [u32; OLDER_MAX], like: u32) -> Result<u32, PlanError> {
+        let value = abi::Set {
+            older,
+            ..abi::Set::default()
+        };
+        let lent = self
+            .installed
+            .slots
+            .get(like as usize)
+            .map_or(0, |slot| slot.set & !SLOT_DEVIATES);
+        if lent != 0 && self.installed.sets.get(lent as usize) == Some(&value) {
+            return Ok(lent);
+        }
+        let limit = self.installed.capacity.sets;
+        let id = self.installed.used_sets.free_from(self.next_set);
+        let id = id.ok_or(PlanError::Full {
+            map: abi::map::SETS,
+            limit,
+        })?;
+        self.next_set = id + 1;
+        self.sets.push(Op::Set {
+            id: SetId(id),
+            value,
+        });
+        Ok(id)
+    }
+
+    /// A table as a service names it; its rows are written if no region has them.
+    fn table(&mut self, table: &Table) -> Result<abi::TableRef, PlanError> {
+        let shape = &table.shape;
+        let fields = shape.fields().to_abi();
+        if shape.slots() == 0 {
+            return Ok(abi::TableRef {
+                rows: 0,
+                size: 0,
+                fields,
+            });
+        }
+        let installed = self.installed.regions.get(&table.digest);
+        let installed = installed
+            .and_then(|id| self.installed.region_values.get(id))
+            .copied();
+        let planned = || {
+            self.regions
+                .iter()
+                .find(|(digest, _)| *digest == table.digest)
+        };
+        let region = match installed.or_else(|| planned().map(|(_, region)| *region)) {
+            Some(region) => region,
+            None => self.region(table)?,
+        };
+        Ok(abi::TableRef {
+            rows: region.rows,
+            size: region.size,
+            fields,
+        })
+    }
+
+    fn region(&mut self, table: &Table) -> Result<abi::Region, PlanError> {
+        let size = table.shape.size().get();
+        let taken: Vec<_> = self
+            .regions
+            .iter()
+            .map(|(_, region)| {
+                (
+                    region.rows / ROWS_PER_ELEMENT,
+                    region.size.div_ceil(ROWS_PER_ELEMENT),
+                )
+            })
+            .collect();
+        let start = self
+            .installed
+            .row_ranges
+            .free(size.div_ceil(ROWS_PER_ELEMENT), &taken);
+        let limit = self.installed.capacity.rows;
+        let start = start.ok_or(PlanError::Full {
+            map: abi::map::ROWS,
+            limit,
+        })?;
+        let limit = self.installed.capacity.regions;
+        let id = self.installed.used_regions.free_from(self.next_region);
+        let id = id.ok_or(PlanError::Full {
+            map: abi::map::REGIONS,
+            limit,
+        })?;
+        self.next_region = id + 1;
+        let region = abi::Region {
+            rows: start * ROWS_PER_ELEMENT,
+            size,
+            digest: table.digest,
+        };
+        self.regions.push((table.digest, region));
+        let rows = maglev::rows(&table.shape);
+        self.rows.push(Op::Rows {
+            id: RegionId(id),
+            region,
+            rows,
+        });
+        Ok(region)
+    }
+
+    /// The id that the entry of the other family has, else a fresh one.
+    fn service_id(&mut self, service: &Service, key: ServiceKey) -> Result<u32, PlanError> {
+        let port = port_of(key);
+        if let Some((_, id)) = self.service_ids.iter().find(|(other, _)| *other == port) {
+            return Ok(*id);
+        }
+        let twins = service
+            .entries
+            .iter()
+            .filter(|entry| port_of(entry.key) == port);
+        let twin = twins
+            .filter_map(|entry| self.installed.services.get(&entry.key))
+            .next();
+        let id = match twin {
+            Some(twin) => twin.id,
+            None => self.fresh_service_id()?,
+        };
+        self.service_ids.push((port, id));
+        Ok(id)
+    }
+
+    fn fresh_service_id(&mut self) -> Result<u32, PlanError> {
+        let limit = self.installed.capacity.services;
+        let id = self.installed.service_ids.free_from(self.next_service);
+        let id = id.ok_or(PlanError::Full {
+            map: abi::map::SERVICES4,
+            limit,
+        })?;
+        self.next_service = id + 1;
+        Ok(id)
+    }
+
+    /// Marks the VIP of a key, unless it is marked.
+    fn marker(&mut self, key: ServiceKey) -> Result<(), PlanError> {
+        let key = vip_key(key);
+        let planned = |op: &Op| matches!(op, Op::Service { key: other, .. } if *other == key);
+        if self.installed.services.contains_key(&key) || self.services.iter().any(planned) {
+            return Ok(());
+        }
+        let id = self.fresh_service_id()?;
+        let value = abi::ServiceEntry {
+            id,
+            flags: service_flag::VIP,
+            ..Default::default()
+        };
+        self.services.push(Op::Service { key, value });
+        Ok(())
+    }
+
+    /// Entries that the Service had and has no more.
+    fn removals(&mut self, service: &Service) {
+        let Some(old) = self.installed.keys.get(&service.uid) else {
+            return;
+        };
+        let kept = |key: &ServiceKey| service.entries.iter().any(|entry| entry.key == *key);
+        let lost: Vec<_> = old.iter().copied().filter(|key| !kept(key)).collect();
+        if lost.is_empty() {
+            return;
+        }
+        self.removals = self.installed.removal(&lost);
+        // A VIP that a planned entry is about to use keeps its marker.
+        let used = |marker: ServiceKey| service.entries.iter().any(|e| vip_key(e.key) == marker);
+        self.removals
+            .retain(|op| !matches!(op, Op::RemoveService { key } if used(*key)));
+    }
+}
+
+#[cfg(test)]
+mod tests;

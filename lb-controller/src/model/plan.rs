@@ -1,0 +1,110 @@
+//! What the maps should hold for one Service: its `ServiceTable` in the form that is compared with what they do hold.
+//!
+//! Slots are flat arrays of backend ids, so that finding the one that changed among thousands is a comparison of memory.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use lb_ebpf::abi::{self, OLDER_MAX, PREVIOUS_MAX};
+use lb_ebpf::wire::{Addr6, Be16, Be32};
+
+use super::op::ServiceKey;
+use super::shape::Shape;
+
+/// Backend ids per slot in [`Entry::cells`]: the current one and the older ones, 0 where there is none.
+pub const CELL: usize = 1 + OLDER_MAX;
+
+/// One Service.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Service {
+    /// Its UID.
+    pub uid: Arc<str>,
+    /// Version of the table.
+    pub version: u64,
+    /// One per VIP and port.
+    pub entries: Vec<Entry>,
+}
+
+/// One VIP and port.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Entry {
+    /// Its key.
+    pub key: ServiceKey,
+    /// See [`abi::service_flag`].
+    pub flags: u32,
+    /// The table of new flows; none if there are no slots.
+    pub current: Table,
+    /// Tables that may still own flows, newest first.
+    pub previous: [Option<Table>; PREVIOUS_MAX],
+    /// [`CELL`] backend ids per slot.
+    pub cells: Vec<u32>,
+}
+
+impl Entry {
+    /// How many slots it has, closed ones included.
+    pub fn slot_count(&self) -> u32 {
+        (self.cells.len() / CELL) as u32
+    }
+}
+
+/// A shape and its digest.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Table {
+    /// What it is made from.
+    pub shape: Arc<Shape>,
+    /// [`Shape::digest`], computed once.
+    pub digest: u64,
+}
+
+impl Table {
+    /// The table of a shape.
+    pub fn new(shape: Shape) -> Self {
+        Self {
+            digest: shape.digest(),
+            shape: Arc::new(shape),
+        }
+    }
+}
+
+/// The key of a VIP and port.
+pub fn service_key(vip: IpAddr, port: u16, protocol: u8) -> ServiceKey {
+    let port = Be16::new(port);
+    match vip {
+        IpAddr::V4(a) => ServiceKey::V4(abi::ServiceKey4 {
+            addr: Be32::from_bytes(a.octets()),
+            port,
+            proto: protocol,
+            pad: 0,
+        }),
+        IpAddr::V6(a) => ServiceKey::V6(abi::ServiceKey6 {
+            addr: Addr6::from_bytes(a.octets()),
+            port,
+            proto: protocol,
+            pad: 0,
+        }),
+    }
+}
+
+/// The key that marks the VIP of a key (port 0, protocol 0).
+pub fn vip_key(key: ServiceKey) -> ServiceKey {
+    match key {
+        ServiceKey::V4(key) => ServiceKey::V4(abi::ServiceKey4 {
+            port: Be16::new(0),
+            proto: 0,
+            ..key
+        }),
+        ServiceKey::V6(key) => ServiceKey::V6(abi::ServiceKey6 {
+            port: Be16::new(0),
+            proto: 0,
+            ..key
+        }),
+    }
+}
+
+/// Port and protocol of a key: what the entries of both families have in common.
+pub(super) fn port_of(key: ServiceKey) -> (u16, u8) {
+    match key {
+        ServiceKey::V4(key) => (key.port.get(), key.proto),
+        ServiceKey::V6(key) => (key.port.get(), key.proto),
+    }
+}
