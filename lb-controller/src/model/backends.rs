@@ -100,15 +100,14 @@ impl Backends {
 
     /// The id of a candidate: a new one if it has none. None if there is no id left.
     pub(super) fn intern(&mut self, pod: PodPort, known: Known) -> Option<BackendId> {
-        let id = match self.by_pod.get(&pod) {
-            Some(id) => *id,
-            None => {
-                let id = BackendId(self.used.free_from(1)?);
-                self.used.insert(id.0);
-                self.by_pod.insert(pod, id);
-                self.entry_mut(id).pod = Some(pod);
-                id
-            }
+        let id = if let Some(id) = self.by_pod.get(&pod) {
+            *id
+        } else {
+            let id = BackendId(self.used.free_from(1)?);
+            self.used.insert(id.0);
+            self.by_pod.insert(pod, id);
+            self.entry_mut(id).pod = Some(pod);
+            id
         };
         self.entry_mut(id).known = Some(known);
         Some(id)

@@ -126,7 +126,7 @@ impl Installed {
             let known = addresses
                 .iter()
                 .find_map(|addr| self.peers.get(addr).copied());
-            let number = known.or_else(|| (1..).find(|number| !taken.contains(number)));
+            let number = known.or_else(|| (1..=u32::MAX).find(|number| !taken.contains(number)));
             let Some(number) = number else { continue };
             taken.insert(number);
             for addr in addresses {

@@ -392,13 +392,11 @@ impl<'a> Draft<'a> {
         if let Some((_, id)) = self.service_ids.iter().find(|(other, _)| *other == port) {
             return Ok(*id);
         }
-        let twins = service
+        let mut twins = service
             .entries
             .iter()
             .filter(|entry| port_of(entry.key) == port);
-        let twin = twins
-            .filter_map(|entry| self.installed.services.get(&entry.key))
-            .next();
+        let twin = twins.find_map(|entry| self.installed.services.get(&entry.key));
         let id = match twin {
             Some(twin) => twin.id,
             None => self.fresh_service_id()?,

@@ -187,7 +187,9 @@ mod tests {
                     ranges.push((start, len));
                 } else {
                     let mut free = [true; 300];
-                    ranges.iter().for_each(|(s, l)| free[*s as usize..(s + l) as usize].fill(false));
+                    for (s, l) in &ranges {
+                        free[*s as usize..(s + l) as usize].fill(false);
+                    }
                     prop_assert!(!free.windows(len as usize).any(|w| w.iter().all(|f| *f)));
                 }
             }

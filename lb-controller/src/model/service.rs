@@ -211,13 +211,11 @@ mod tests {
     use super::*;
 
     fn service(yaml: &str) -> Option<Service> {
+        let (addresses, spec) = yaml.split_once('\n').unwrap();
+        let spec = spec.replace('\n', "\n  ");
         let yaml = format!(
-            "metadata: {{name: web, namespace: shop, uid: u1, annotations: {{bowline.dev/addresses: \"{}\"}}}}\nspec:\n  type: LoadBalancer\n  loadBalancerClass: bowline.dev/xdp\n{}",
-            yaml.lines().next().unwrap(),
-            yaml.lines()
-                .skip(1)
-                .map(|l| format!("  {l}\n"))
-                .collect::<String>()
+            "metadata: {{name: web, namespace: shop, uid: u1, annotations: {{bowline.dev/addresses: \"{addresses}\"}}}}\n\
+             spec:\n  type: LoadBalancer\n  loadBalancerClass: bowline.dev/xdp\n  {spec}"
         );
         Service::parse(&serde_saphyr::from_str(&yaml).unwrap())
     }
