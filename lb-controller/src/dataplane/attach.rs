@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use aya::programs::ProgramError;
 use lb_ebpf::abi::map;
 
-use super::egress::{self, Egress, EgressKind};
+use super::egress::{self, Egress, EgressKind, EgressLink};
 use super::links::{IfIndex, Link, Links, Wanted, XdpMode, XdpProgram, wanted};
 use super::load::Programs;
 use super::pin::{PinDir, PinError};
@@ -141,7 +141,7 @@ pub struct Attacher {
     settings: Settings,
     redirects: HashTable<u32, [u32; 2]>,
     xdp: BTreeMap<IfIndex, XdpLink>,
-    egress: BTreeMap<IfIndex, EgressKind>,
+    egress: BTreeMap<IfIndex, EgressLink>,
     report: Vec<Interface>,
 }
 
@@ -222,7 +222,7 @@ impl Attacher {
         self.xdp
             .retain(|ifindex, link| links.get(*ifindex).is_some() && is_live(&link.fd, *ifindex));
         self.egress
-            .retain(|ifindex, _| links.get(*ifindex).is_some());
+            .retain(|ifindex, link| links.get(*ifindex).is_some() && link.holds(*ifindex));
     }
 
     /// Deals with pinned XDP links that nothing asks for: without an interface they are removed; on an interface that
@@ -268,16 +268,17 @@ impl Attacher {
     }
 
     fn egress(&mut self, link: &Link) -> Result<EgressKind, AttachError> {
-        if let Some(kind) = self.egress.get(&link.ifindex) {
-            return Ok(*kind);
+        if let Some(attached) = self.egress.get(&link.ifindex) {
+            return Ok(attached.kind());
         }
-        let kind = egress::attach(
+        let attached = egress::attach(
             &mut self.programs,
             &self.pins,
             &mut self.settings.egress,
             link,
         )?;
-        self.egress.insert(link.ifindex, kind);
+        let kind = attached.kind();
+        self.egress.insert(link.ifindex, attached);
         Ok(kind)
     }
 

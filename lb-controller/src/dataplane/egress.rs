@@ -3,7 +3,7 @@
 //! A tcx link is pinned and comes after the programs of the CNI. A filter needs no pin: it is found again by its fixed
 //! priority and handle, and replacing it is one step for packets.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
@@ -12,11 +12,11 @@ use aya::programs::tc::{
 use aya::programs::{SchedClassifier, TcAttachType};
 
 use super::attach::{AttachError, program_error, system};
-use super::links::Link;
+use super::links::{IfIndex, Link};
 use super::load::{EGRESS, Programs};
 use super::pin::PinDir;
 use super::sys;
-use super::xdp::{pin, take_over};
+use super::xdp::{is_live, pin, take_over};
 
 /// After the filters of others: the kernel's own choice for filters without a priority is 49152 and counts down.
 const PRIORITY: u16 = 49_153;
@@ -52,6 +52,31 @@ impl EgressKind {
     }
 }
 
+/// The egress program on an interface.
+pub(super) enum EgressLink {
+    /// By a pinned link.
+    Tcx(OwnedFd),
+    /// As a filter. Anybody may remove it together with its qdisc, so it has to be put there again and again.
+    Clsact,
+}
+
+impl EgressLink {
+    pub(super) fn kind(&self) -> EgressKind {
+        match self {
+            Self::Tcx(_) => EgressKind::Tcx,
+            Self::Clsact => EgressKind::Clsact,
+        }
+    }
+
+    /// Whether nothing has to be done about it.
+    pub(super) fn holds(&self, ifindex: IfIndex) -> bool {
+        match self {
+            Self::Tcx(fd) => is_live(fd, ifindex),
+            Self::Clsact => false,
+        }
+    }
+}
+
 /// Attaches the program, or replaces the one that is there. `choice` becomes [`Egress::Filter`] once the kernel has
 /// turned out to know nothing of tcx.
 pub(super) fn attach(
@@ -59,29 +84,33 @@ pub(super) fn attach(
     pins: &PinDir,
     choice: &mut Egress,
     link: &Link,
-) -> Result<EgressKind, AttachError> {
+) -> Result<EgressLink, AttachError> {
     let program = programs.egress().map_err(program_error(link))?;
     if *choice == Egress::Auto {
-        if attach_tcx(program, pins, link)? {
-            return Ok(EgressKind::Tcx);
+        if let Some(fd) = attach_tcx(program, pins, link)? {
+            return Ok(EgressLink::Tcx(fd));
         }
         *choice = Egress::Filter;
     }
     attach_filter(program, link)?;
-    Ok(EgressKind::Clsact)
+    Ok(EgressLink::Clsact)
 }
 
-/// False if the kernel has no tcx.
-fn attach_tcx(program: &SchedClassifier, pins: &PinDir, link: &Link) -> Result<bool, AttachError> {
+/// None if the kernel has no tcx.
+fn attach_tcx(
+    program: &SchedClassifier,
+    pins: &PinDir,
+    link: &Link,
+) -> Result<Option<OwnedFd>, AttachError> {
     let program = program.fd().map_err(program_error(link))?.as_fd();
     let name = format!("tcx-{}", link.ifindex);
-    if take_over(pins, &name, link, program)?.is_some() {
-        return Ok(true);
+    if let Some(fd) = take_over(pins, &name, link, program)? {
+        return Ok(Some(fd));
     }
     match sys::link_create(program, link.ifindex, sys::ATTACH_TCX_EGRESS, 0) {
-        Ok(fd) => pin(pins, &name, link, &fd).map(|()| true),
+        Ok(fd) => pin(pins, &name, link, &fd).map(|()| Some(fd)),
         // The kernel does not know this kind of attachment.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
         Err(error) => Err(system(link, "attaching the egress program")(error)),
     }
 }

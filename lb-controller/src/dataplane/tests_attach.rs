@@ -26,6 +26,7 @@ use crate::model::template::NextHop;
 fn uplink() {
     ip("link add up0 type veth peer name up1");
     ip("addr add 10.1.0.1/24 dev up0");
+    ip("addr add fd00:1::1/64 dev up0 nodad");
     ip("link set up0 up");
     ip("link set up1 up");
     ip("route add default via 10.1.0.2");
@@ -209,14 +210,17 @@ fn filter_is_replaced_in_place_where_there_is_no_tcx_and_detached_with_the_rest(
             egress: Egress::Filter,
             ..Settings::default()
         };
+        let filters = || output("tc", "filter show dev up0 egress");
         for _start in 0..2 {
             let (_maps, mut attacher) = start(&dir, settings.clone());
             let interface = one(attacher.reconcile(&links()));
             assert_eq!(interface.egress, Some(EgressKind::Clsact));
             assert_eq!(interface.problem, None);
+            assert_eq!(filters().matches("handle 0xb0 ").count(), 1);
+            output("tc", "qdisc del dev up0 clsact");
+            attacher.reconcile(&links());
+            assert_eq!(filters().matches("handle 0xb0 ").count(), 1);
         }
-        let filters = || output("tc", "filter show dev up0 egress");
-        assert_eq!(filters().matches("handle 0xb0 ").count(), 1);
         attach::detach(&dir.path().join("bowline")).unwrap();
         assert!(!filters().contains("bowline_egress"));
         assert!(!dir.path().join("bowline").exists());
@@ -247,6 +251,7 @@ fn beside_another_node(here: impl FnOnce()) {
                 there_tx.send(namespace_id()).unwrap();
                 moved.recv().unwrap();
                 ip("addr add 10.1.0.2/24 dev up1");
+                ip("addr add fd00:1::2/64 dev up1 nodad");
                 ip("link set up1 address 02:00:00:00:00:99");
                 ip("link set up1 up");
                 let socket = UdpSocket::bind("10.1.0.2:7").unwrap();
@@ -337,11 +342,15 @@ async fn follow_them() {
         [192, 0, 2, 9].into(),
         [10, 1, 0, 1].into(),
     );
-    let (wanted, asked) = watch::channel(BTreeSet::from([beside, behind, own]));
+    let beside6: IpAddr = "fd00:1::2".parse().unwrap();
+    let (wanted, asked) = watch::channel(BTreeSet::from([beside, behind, own, beside6]));
     let stop = CancellationToken::new();
     let mut network = network::follow(asked, stop.clone()).await.unwrap();
     let hops = &mut network.next_hops;
-    let resolved = next_hops_where(hops, "neighbour resolved", |hops| hops[&beside].is_ok()).await;
+    let resolved = next_hops_where(hops, "neighbours resolved", |hops| {
+        hops[&beside].is_ok() && hops[&beside6].is_ok()
+    })
+    .await;
     let NextHop {
         ifindex,
         src: _,
@@ -358,6 +367,7 @@ async fn follow_them() {
     );
     assert_eq!((dst, mtu), ([2, 0, 0, 0, 0, 0x99], 1500));
     assert_eq!(resolved[&behind], resolved[&beside]);
+    assert_eq!(resolved[&beside6], resolved[&beside]);
     assert_eq!(resolved[&own], Err(NoNextHop::Own { address: own }));
 
     ip("route change default via 10.1.0.2 mtu 1280");
