@@ -114,7 +114,7 @@ impl<'a> Tables<'a> {
 
     /// The table of `n` slots of equal weight, of the size that the rule picks.
     fn write_rows(&mut self, region: u32, n: u32, at: u32) -> anyhow::Result<abi::TableRef> {
-        let rows = table::equal_rows(n);
+        let rows = table::equal_rows(n as u16)?;
         let mut map = self.array::<[u16; 4]>(map::ROWS)?;
         for (index, four) in (at / abi::ROWS_PER_ELEMENT..).zip(rows.chunks(4)) {
             let mut element = [0; 4];
