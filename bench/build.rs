@@ -1,7 +1,12 @@
-//! Builds the programs under test and the driver in front of them.
+//! Builds the driver programs that run in front of those under test, and says where they are.
+
+#![expect(
+    clippy::print_stdout,
+    reason = "this is how build scripts talk to cargo"
+)]
 
 fn main() -> anyhow::Result<()> {
-    lb_ebpf_build::object("bowline")?;
-    lb_ebpf_build::object("driver")?;
+    let object = lb_ebpf_build::object("driver")?;
+    println!("cargo::rustc-env=DRIVER_OBJECT={}", object.display());
     Ok(())
 }

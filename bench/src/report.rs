@@ -157,9 +157,14 @@ impl Report {
             jit,
         } = &self.machine;
         let jit = if *jit { "" } else { ", JIT OFF" };
+        let build = if cfg!(debug_assertions) {
+            " (NOT OPTIMISED: build with --release)"
+        } else {
+            ""
+        };
         let _ = writeln!(
             text,
-            "{processors} × {processor}, kernel {kernel}{jit}, commit {}\n\n{}",
+            "{processors} × {processor}, kernel {kernel}{jit}, commit {}{build}\n\n{}",
             self.commit,
             table.trim_fmt()
         );

@@ -23,13 +23,22 @@ pub(super) enum Target {
     Owner,
 }
 
+/// Where a packet is counted.
+#[derive(Clone, Copy)]
+pub(super) enum Counted {
+    /// As a packet of a service and of a backend, by the balancer.
+    Forwarded,
+    /// As an event.
+    As(Stat),
+}
+
 /// What must become of every packet, or the row is an error.
 #[derive(Clone, Copy)]
 pub(super) struct Expected {
     /// The program's answer.
     pub(super) verdict: u32,
-    /// What each packet is counted as.
-    pub(super) stat: Option<Stat>,
+    /// What each packet is counted as, and nothing else.
+    pub(super) counted: Option<Counted>,
     /// How much longer (or shorter) the packet becomes.
     pub(super) grows: isize,
 }
@@ -172,7 +181,7 @@ pub(super) fn at_the_balancer(services: Services) -> Vec<Case> {
             packet,
             expected: Expected {
                 verdict: XDP_TX,
-                stat: Some(Stat::Encapsulated),
+                counted: Some(Counted::Forwarded),
                 grows: outer(kind),
             },
             beside: "packet/floor/xdp_tx",
@@ -249,7 +258,7 @@ pub(super) fn at_the_balancer(services: Services) -> Vec<Case> {
             packet,
             expected: Expected {
                 verdict: XDP_PASS,
-                stat: None,
+                counted: None,
                 grows: 0,
             },
             beside: "packet/floor/xdp_pass",
@@ -283,7 +292,7 @@ pub(super) fn at_the_owner(made: &Encapsulated) -> Vec<Case> {
             packet: packet.to_vec(),
             expected: Expected {
                 verdict,
-                stat: Some(stat),
+                counted: Some(Counted::As(stat)),
                 grows,
             },
             beside: if verdict == XDP_TX {
@@ -329,7 +338,7 @@ pub(super) fn at_the_owner(made: &Encapsulated) -> Vec<Case> {
             packet,
             expected: Expected {
                 verdict: TC_UNSPEC,
-                stat: Some(Stat::Returned),
+                counted: Some(Counted::As(Stat::Returned)),
                 grows: 0,
             },
             beside: "packet/floor/tc",

@@ -2,8 +2,9 @@
 //!
 //! Checksums of transport headers are not filled in: no program under test reads them whole, it only updates them.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use lb_controller::model::template::{self, NextHop, NodeAddresses, Place, PodPort, Sender};
 use lb_ebpf::abi;
 use lb_ebpf::wire::{Addr6, Be32, tcp_flag};
 
@@ -34,6 +35,12 @@ impl Node {
     }
     pub(super) fn mac(self) -> [u8; 6] {
         [2, 0, 0, 0, 0, self.0]
+    }
+    fn addresses(self) -> NodeAddresses {
+        NodeAddresses {
+            v4: Some(self.v4().into()),
+            v6: Some(self.v6().into()),
+        }
     }
 }
 
@@ -193,77 +200,44 @@ fn ip6_header(next: u8, payload: usize, src: &[u8], dst: &[u8]) -> Vec<u8> {
     h
 }
 
-/// A backend: a pod on a node, and the headers that lead there.
-pub(super) fn backend(id: u32, kind: Kind, from: Node, on: Node, flags: u8) -> abi::Backend {
-    let mut option = vec![0xff, 0x42, abi::GENEVE_OPTION_KIND, 0, 0, 0];
-    option.extend(POD_PORT.to_be_bytes());
-    if kind.is_v6() {
-        option.extend(pod6(id));
+/// A pod of `on`, as `from` reaches it. Its identity is the backend's id.
+pub(super) fn backend(id: u32, kind: Kind, from: Node, on: Node) -> abi::Backend {
+    let address = if kind.is_v6() {
+        IpAddr::from(pod6(id))
     } else {
-        option.extend(pod4(id));
-    }
-    option.extend(id.to_be_bytes());
-    option.extend(SECRET.iter().flat_map(|word| word.to_bytes()));
-    option[3] = (option.len() / 4 - 1) as u8;
-
-    let inner = if kind.is_v6() {
-        [0x86, 0xdd]
-    } else {
-        [0x08, 0x00]
+        IpAddr::from(pod4(id))
     };
-    let mut geneve = vec![(option.len() / 4) as u8, 0x40, inner[0], inner[1]];
-    geneve.extend((abi::GENEVE_VNI << 8).to_be_bytes());
-    geneve.extend(option);
-
-    let mut header = Vec::new();
-    header.extend(on.mac());
-    header.extend(from.mac());
-    let udp = lb_ebpf::wire::protocol::UDP;
-    if kind.is_v6() {
-        header.extend([0x86, 0xdd]);
-        header.extend(ip6_header(udp, 0, &from.v6(), &on.v6()));
-    } else {
-        header.extend([0x08, 0x00]);
-        let mut ip = ip4_header(udp, 0, &from.v4(), &on.v4());
-        // Length and checksum depend on the packet; the field holds the sum of everything else.
-        ip[2..4].fill(0);
-        ip[10..12].fill(0);
-        let sum = lb_ebpf::checksum::fold(lb_ebpf::checksum::sum(&ip));
-        ip[10..12].copy_from_slice(&sum.to_ne_bytes());
-        header.extend(ip);
-    }
-    header.extend([0, 0]);
-    header.extend(abi::GENEVE_PORT.to_be_bytes());
-    header.extend([0, 0, 0, 0]);
-    header.extend(geneve);
-
-    let mut value = abi::Backend {
-        mtu: 1500,
-        header_len: header.len() as u8,
-        flags,
+    let pod = PodPort {
+        address,
+        port: POD_PORT,
         identity: id,
-        port: lb_ebpf::wire::Be16::new(POD_PORT),
-        ..abi::Backend::default()
     };
-    if kind.is_v6() {
-        value.flags |= abi::backend_flag::OUTER_V6 | abi::backend_flag::INNER_V6;
-    }
-    value.header[..header.len()].copy_from_slice(&header);
-    value
+    let hop = Some(NextHop {
+        ifindex: 0,
+        src: from.mac(),
+        dst: on.mac(),
+        mtu: 1500,
+    });
+    let place = if on == from {
+        Place::Local
+    } else {
+        Place::Remote {
+            node: on.addresses(),
+            hop4: hop,
+            hop6: hop,
+        }
+    };
+    let sender = Sender {
+        node: from.addresses(),
+        secret: SECRET,
+        geneve_port: abi::GENEVE_PORT,
+    };
+    template::backend(&pod, &place, &sender)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn header_templates_have_the_lengths_of_the_layout() {
-        let v4 = backend(7, Kind::Tcp4, BALANCER, OWNER, 0);
-        let v6 = backend(7, Kind::Tcp6, BALANCER, OWNER, 0);
-        assert_eq!((v4.header_len, v6.header_len), (74, 106));
-        assert_eq!(v4.header[abi::POD_ADDRESS_V4..][..4], pod4(7));
-        assert_eq!(v6.header[abi::POD_ADDRESS_V6..][..16], pod6(7));
-    }
 
     #[test]
     fn frames_are_whole_chunks_of_headers() {

@@ -6,13 +6,14 @@ use anyhow::{Context as _, ensure};
 use aya::maps::{Array, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use lb_controller::dataplane::load;
 use lb_ebpf::abi::{self, DropReason, Stat};
 
+use super::MANY;
 use super::script::Script;
 use crate::rounds;
 
-static BOWLINE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bowline.o"));
-static DRIVER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/driver.o"));
+static DRIVER: &[u8] = aya::include_bytes_aligned!(env!("DRIVER_OBJECT"));
 
 /// Which kernel entry a program has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -32,7 +33,7 @@ impl Instance {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(abi::map::FLOWS4, flows)
             .map_max_entries(abi::map::FLOWS6, flows)
-            .load(BOWLINE)
+            .load(load::OBJECT)
             .context("load Bowline's programs (this needs root)")?;
         load_all(&mut ebpf)?;
         Ok(Self { ebpf })
@@ -41,10 +42,26 @@ impl Instance {
     /// What runs at a hook.
     pub(super) fn program(&self, hook: Hook) -> anyhow::Result<ProgramFd> {
         let name = match hook {
-            Hook::Xdp => "bowline_xdp",
-            Hook::Tc => "bowline_egress",
+            Hook::Xdp => load::XDP,
+            Hook::Tc => load::EGRESS,
         };
         program(&self.ebpf, name)
+    }
+
+    /// Packets of all services so far.
+    pub(super) fn forwarded(&self) -> anyhow::Result<u64> {
+        let name = abi::map::SERVICES_COUNT;
+        let map = self.ebpf.map(name).context(name)?;
+        let map: PerCpuArray<_, abi::Count> = PerCpuArray::try_from(map)?;
+        let mut sum = 0;
+        for id in 0..MANY.count {
+            sum += map
+                .get(&id, 0)?
+                .iter()
+                .map(|count| count.packets)
+                .sum::<u64>();
+        }
+        Ok(sum)
     }
 
     /// Packets counted under an event so far.

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use anyhow::ensure;
 use lb_ebpf::abi::{POD_ADDRESS_V4, POD_ADDRESS_V6, Stat};
 
-use self::cases::{Case, Encapsulated, Target, XDP_DROP, XDP_PASS, XDP_TX};
+use self::cases::{Case, Counted, Encapsulated, Target, XDP_DROP, XDP_PASS, XDP_TX};
 use self::frames::{Clients, FIRST, Kind, MIDDLE};
 use self::kernel::{Done, Driver, Hook, Instance, Run};
 use self::script::Script;
@@ -320,8 +320,8 @@ impl Bench {
             expected.verdict
         );
         let want: Vec<(String, u64)> = expected
-            .stat
-            .map(|stat| (stat.label().to_owned(), u64::from(PROOF)))
+            .counted
+            .map(|counted| (name_of(counted), u64::from(PROOF)))
             .into_iter()
             .collect();
         ensure!(moved == want, "counted {moved:?}, not {want:?}");
@@ -337,9 +337,9 @@ impl Bench {
     /// Everything that an instance counts, by name.
     fn counted(&self, target: Target) -> anyhow::Result<Vec<(String, u64)>> {
         let instance = self.instance(target);
-        let mut counted = Vec::new();
+        let mut counted = vec![(name_of(Counted::Forwarded), instance.forwarded()?)];
         for &stat in Stat::ALL {
-            counted.push((stat.label().to_owned(), instance.stat(stat)?));
+            counted.push((name_of(Counted::As(stat)), instance.stat(stat)?));
         }
         let drops = instance.drops()?.into_iter();
         counted.extend(drops.map(|(reason, n)| (format!("dropped: {}", reason.label()), n)));
@@ -410,5 +410,12 @@ impl Bench {
             repeat: effort.repeat,
         })?;
         Ok(done.ns)
+    }
+}
+
+fn name_of(counted: Counted) -> String {
+    match counted {
+        Counted::Forwarded => "forwarded".to_owned(),
+        Counted::As(stat) => stat.label().to_owned(),
     }
 }

@@ -139,7 +139,7 @@ impl<'a> Tables<'a> {
         let count = OTHER_BACKENDS * services.count + HOT_BACKENDS;
         let mut map = self.array(map::BACKENDS)?;
         for id in first..first + count {
-            map.set(id, backend(id, kind, BALANCER, OWNER, 0), 0)?;
+            map.set(id, backend(id, kind, BALANCER, OWNER), 0)?;
         }
         Ok(())
     }
@@ -221,9 +221,8 @@ impl<'a> Tables<'a> {
         for (kind, pod, set) in [(Kind::Tcp4, pod_v4, 1), (Kind::Tcp6, pod_v6, 2)] {
             let relay_to = pod + 1000;
             let mut backends = self.array(map::BACKENDS)?;
-            let local = abi::backend_flag::LOCAL;
-            backends.set(pod, backend(pod, kind, OWNER, OWNER, local), 0)?;
-            backends.set(relay_to, backend(relay_to, kind, OWNER, OTHER, 0), 0)?;
+            backends.set(pod, backend(pod, kind, OWNER, OWNER), 0)?;
+            backends.set(relay_to, backend(relay_to, kind, OWNER, OTHER), 0)?;
             let older = abi::Set {
                 older: [relay_to, 0, 0],
                 ..abi::Set::default()

@@ -47,7 +47,13 @@ pub(crate) fn equal_rows(n: u16) -> anyhow::Result<Rows> {
 }
 
 fn equal_shape(n: u16, size: TableSize) -> anyhow::Result<Shape> {
-    Ok(Shape::new(n, Weights::default(), size, SEED, HashFields::FiveTuple)?)
+    Ok(Shape::new(
+        n,
+        Weights::default(),
+        size,
+        SEED,
+        HashFields::FiveTuple,
+    )?)
 }
 
 /// Whether a case is asked for.

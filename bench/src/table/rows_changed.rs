@@ -22,8 +22,15 @@ pub(super) fn rows(only: &str) -> anyhow::Result<Vec<Row>> {
         let after = maglev::rows(&equal_shape(n - 1, size)?);
         rows.push(row(&case, &before, &after));
         // Rendezvous changes no more than must be.
-        let (before, after) = (rendezvous::rows(n, size.get()), rendezvous::rows(n - 1, size.get()));
-        rows.push(row(&format!("table/rows-changed-rendezvous/{name}"), &before, &after));
+        let (before, after) = (
+            rendezvous::rows(n, size.get()),
+            rendezvous::rows(n - 1, size.get()),
+        );
+        rows.push(row(
+            &format!("table/rows-changed-rendezvous/{name}"),
+            &before,
+            &after,
+        ));
     }
     Ok(beside_peers(rows, |case| {
         let of = case.strip_prefix("table/rows-changed/")?;
