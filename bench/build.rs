@@ -1,10 +1,5 @@
 //! Builds the driver programs that run in front of those under test, and says where they are.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "this is how build scripts talk to cargo"
-)]
-
 fn main() -> anyhow::Result<()> {
     let object = lb_ebpf_build::object("driver")?;
     println!("cargo::rustc-env=DRIVER_OBJECT={}", object.display());

@@ -21,6 +21,8 @@ pub(super) enum Target {
     Tracked,
     /// Bowline on the node that owns the flows.
     Owner,
+    /// A program that does one step only.
+    Step(&'static str),
 }
 
 /// Where a packet is counted.
@@ -265,6 +267,44 @@ pub(super) fn at_the_balancer(services: Services) -> Vec<Case> {
         });
     }
     cases
+}
+
+/// Programs of single steps, and whether they make room for headers.
+const STEPS: [(&str, &str, bool); 8] = [
+    ("packet/step/call", "step_call", false),
+    ("packet/step/clock", "step_clock", false),
+    ("packet/step/hash-lookup", "step_hash", false),
+    ("packet/step/probing-lookup", "step_probing", false),
+    ("packet/step/three-arrays", "step_arrays", false),
+    ("packet/step/two-counters", "step_counters", false),
+    ("packet/step/move-head", "step_move_head", true),
+    ("packet/step/move-head-and-copy", "step_headers", true),
+];
+
+/// What single steps cost: where the time of the real programs goes.
+pub(super) fn steps(services: Services) -> Vec<Case> {
+    let packet = request(Kind::Tcp4, Clients::Known, services.hot(), MIDDLE, 64);
+    let case = |&(name, program, grows): &(&str, &'static str, bool)| {
+        let (verdict, grows, beside) = if grows {
+            (XDP_TX, outer(Kind::Tcp4), "packet/floor/xdp_tx")
+        } else {
+            (XDP_PASS, 0, "packet/floor/xdp_pass")
+        };
+        Case {
+            name: name.to_owned(),
+            hook: Hook::Xdp,
+            target: Target::Step(program),
+            script: script(&packet, 1, &Places::of_request(Kind::Tcp4, 14)),
+            packet: packet.clone(),
+            expected: Expected {
+                verdict,
+                counted: None,
+                grows,
+            },
+            beside,
+        }
+    };
+    STEPS.iter().map(case).collect()
 }
 
 /// An encapsulated frame as the balancer made it, and what the owner is to do with it.

@@ -60,6 +60,12 @@ pub(super) fn vip4(n: u32) -> [u8; 4] {
 pub(super) fn vip6(n: u32) -> [u8; 16] {
     ipv6(0x96, n)
 }
+/// What the single steps look up for Service number `n`: address, port and protocol as they lie in the packet.
+pub(super) fn step_key(n: u32) -> [u32; 2] {
+    let port = u32::from(SERVICE_PORT.to_be());
+    [u32::from_ne_bytes(vip4(n)), port | 6 << 16]
+}
+
 /// Address of the pod with backend id `n`.
 pub(super) fn pod4(n: u32) -> [u8; 4] {
     ipv4([10, 200], n)

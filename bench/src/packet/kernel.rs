@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use aya::maps::{Array, MapData, PerCpuArray, ProgramArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_controller::dataplane::load;
 use lb_ebpf::abi::{self, DropReason, Stat};
 
 use super::MANY;
+use super::frames::step_key;
 use super::script::Script;
+use super::tables::Services;
 use crate::rounds;
 
 static DRIVER: &[u8] = aya::include_bytes_aligned!(env!("DRIVER_OBJECT"));
@@ -128,6 +130,37 @@ impl Driver {
             tc_targets: ProgramArray::try_from(take("tc_targets")?)?,
             ebpf,
         })
+    }
+
+    /// Fills the maps of the single steps as those of `services` Services are.
+    pub(super) fn fill_steps(&mut self, services: Services) -> anyhow::Result<()> {
+        let map = self.ebpf.map_mut("steps_hash").context("steps_hash")?;
+        let mut hash: HashMap<_, [u32; 2], [u32; 13]> = HashMap::try_from(map)?;
+        let keys: Vec<[u32; 2]> = (0..services.count).map(step_key).collect();
+        for key in &keys {
+            hash.insert(key, [1; 13], 0)?;
+        }
+        let map = self.ebpf.map_mut("steps_probing").context("steps_probing")?;
+        let mut probing: Array<_, [u32; 16]> = Array::try_from(map)?;
+        let mut taken = vec![false; probing.len() as usize];
+        for [vip, ports] in keys {
+            let word = u64::from(vip) << 32 | u64::from(ports);
+            let mut at = (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 49) as usize;
+            while taken[at % taken.len()] {
+                at += 1;
+            }
+            at %= taken.len();
+            taken[at] = true;
+            let mut entry = [1; 16];
+            entry[..2].copy_from_slice(&[vip, ports]);
+            probing.set(at as u32, entry, 0)?;
+        }
+        let map = self.ebpf.map_mut("steps_array").context("steps_array")?;
+        let mut array: Array<_, [u64; 16]> = Array::try_from(map)?;
+        for index in 0..array.len() {
+            array.set(index, [1; 16], 0)?;
+        }
+        Ok(())
     }
 
     /// One of the driver's own programs.

@@ -93,7 +93,8 @@ pub(crate) fn run(length: Length, only: &str) -> anyhow::Result<Outcome> {
     rounds::pin_to_a_processor()?;
     let mut outcome = Outcome::default();
     let mut bench = Bench::set_up()?;
-    let mut all = cases::at_the_balancer(MANY);
+    let mut all = cases::steps(MANY);
+    all.extend(cases::at_the_balancer(MANY));
     match bench.at_the_owner() {
         Ok(cases) => all.extend(cases),
         Err(error) => outcome
@@ -188,6 +189,7 @@ impl Bench {
             many: Instance::load(1)?,
             owner: Instance::load(OWNED_FLOWS)?,
         };
+        bench.driver.fill_steps(MANY)?;
         Tables::new(&mut bench.one).fill_balancer(ONE)?;
         Tables::new(&mut bench.many).fill_balancer(MANY)?;
         Ok(bench)
@@ -264,13 +266,16 @@ impl Bench {
 
     /// Puts a target behind the driver.
     fn aim(&mut self, target: Target, hook: Hook) -> anyhow::Result<()> {
-        let program = self.instance(target).program(hook)?;
+        let program = match (target, self.instance(target)) {
+            (Target::Step(name), _) => self.driver.program(name)?,
+            (_, instance) => instance.program(hook)?,
+        };
         match target {
             Target::Tracked => {
                 let lru = self.driver.program("lru")?;
                 self.driver.set_targets(hook, &[&lru, &program])
             }
-            Target::BalancerOne | Target::BalancerMany | Target::Owner => {
+            Target::BalancerOne | Target::BalancerMany | Target::Owner | Target::Step(_) => {
                 self.driver.set_targets(hook, &[&program])
             }
         }
@@ -279,7 +284,8 @@ impl Bench {
     fn instance(&self, target: Target) -> &Instance {
         match target {
             Target::BalancerOne => &self.one,
-            Target::BalancerMany | Target::Tracked => &self.many,
+            // Steps touch none of its counters.
+            Target::BalancerMany | Target::Tracked | Target::Step(_) => &self.many,
             Target::Owner => &self.owner,
         }
     }

@@ -17,6 +17,8 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 
 #[path = "driver/script.rs"]
 mod script;
+#[path = "driver/steps.rs"]
+mod steps;
 
 use script::{CHUNK, Field, HEAD_MAX, Script};
 
