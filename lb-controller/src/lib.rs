@@ -5,6 +5,9 @@
 //! lb-ebpf ← model ← {source, dataplane} ← {agent, manager} ← main
 //! ```
 
+// Two files of the map glue are excepted, see `dataplane`.
+#![deny(unsafe_code)]
+
 pub mod admin;
 pub mod agent;
 pub mod api;

@@ -140,7 +140,10 @@ impl Driver {
         for key in &keys {
             hash.insert(key, [1; 13], 0)?;
         }
-        let map = self.ebpf.map_mut("steps_probing").context("steps_probing")?;
+        let map = self
+            .ebpf
+            .map_mut("steps_probing")
+            .context("steps_probing")?;
         let mut probing: Array<_, [u32; 16]> = Array::try_from(map)?;
         let mut taken = vec![false; probing.len() as usize];
         for [vip, ports] in keys {

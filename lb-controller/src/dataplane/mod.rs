@@ -9,12 +9,20 @@ pub mod faulty;
 pub mod flows;
 pub mod links;
 pub mod load;
+#[expect(
+    unsafe_code,
+    reason = "memory maps; each block names the check it relies on"
+)]
 mod mapping;
 mod netlink;
 pub mod network;
 pub mod next_hop;
 pub mod pin;
 pub mod stamp;
+#[expect(
+    unsafe_code,
+    reason = "system calls with pointers; each block names the check it relies on"
+)]
 mod sys;
 mod table;
 #[cfg(test)]

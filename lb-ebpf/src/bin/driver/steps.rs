@@ -38,20 +38,30 @@ fn key(ctx: &XdpContext) -> Option<[u32; 2]> {
 /// One lookup in a hash map that hits.
 #[xdp]
 pub fn step_hash(ctx: XdpContext) -> u32 {
-    let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
+    let Some(key) = key(&ctx) else {
+        return xdp_action::XDP_ABORTED;
+    };
     // SAFETY: only compared with null.
-    if unsafe { HASH.get(&key) }.is_some() { xdp_action::XDP_PASS } else { xdp_action::XDP_DROP }
+    if unsafe { HASH.get(&key) }.is_some() {
+        xdp_action::XDP_PASS
+    } else {
+        xdp_action::XDP_DROP
+    }
 }
 
 /// The same by open addressing in an array, without a call.
 #[xdp]
 pub fn step_probing(ctx: XdpContext) -> u32 {
-    let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
+    let Some(key) = key(&ctx) else {
+        return xdp_action::XDP_ABORTED;
+    };
     let word = u64::from(key[0]) << 32 | u64::from(key[1]);
     let mut at = (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 49) as u32;
     let mut n = 0;
     while n < 8 {
-        let Some(entry) = PROBING.get_ptr(at & 0x7fff) else { return xdp_action::XDP_ABORTED };
+        let Some(entry) = PROBING.get_ptr(at & 0x7fff) else {
+            return xdp_action::XDP_ABORTED;
+        };
         // SAFETY: in the map.
         let found = unsafe { [(*entry)[0], (*entry)[1]] };
         if found == key {
@@ -68,16 +78,24 @@ pub fn step_probing(ctx: XdpContext) -> u32 {
 pub fn step_move_head(ctx: XdpContext) -> u32 {
     // SAFETY: a valid context; no packet pointer is kept over the call.
     let moved = unsafe { bpf_xdp_adjust_head(ctx.ctx, -OUTER) };
-    if moved == 0 { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
+    if moved == 0 {
+        xdp_action::XDP_TX
+    } else {
+        xdp_action::XDP_ABORTED
+    }
 }
 
 /// Room for outer headers, and 72 bytes of them copied from a map.
 #[xdp]
 pub fn step_headers(ctx: XdpContext) -> u32 {
-    let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
+    let Some(key) = key(&ctx) else {
+        return xdp_action::XDP_ABORTED;
+    };
     // SAFETY: a valid context; packet pointers are taken anew below.
     let moved = unsafe { bpf_xdp_adjust_head(ctx.ctx, -OUTER) };
-    let Some(header) = ARRAY.get_ptr(key[1] & 0xffff) else { return xdp_action::XDP_ABORTED };
+    let Some(header) = ARRAY.get_ptr(key[1] & 0xffff) else {
+        return xdp_action::XDP_ABORTED;
+    };
     let to = ctx.data();
     if moved != 0 || to + HEADER_WORDS * 8 > ctx.data_end() {
         return xdp_action::XDP_ABORTED;
@@ -95,25 +113,37 @@ pub fn step_headers(ctx: XdpContext) -> u32 {
 /// Three lookups in arrays, each with what the one before said: row, slot, backend.
 #[xdp]
 pub fn step_arrays(ctx: XdpContext) -> u32 {
-    let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
+    let Some(key) = key(&ctx) else {
+        return xdp_action::XDP_ABORTED;
+    };
     let mut at = key[1] as u64;
     let mut n = 0;
     while n < 3 {
-        let Some(element) = ARRAY.get_ptr(at as u32 & 0xffff) else { return xdp_action::XDP_ABORTED };
+        let Some(element) = ARRAY.get_ptr(at as u32 & 0xffff) else {
+            return xdp_action::XDP_ABORTED;
+        };
         // SAFETY: in the map.
         at = at.wrapping_add(unsafe { (*element)[0] });
         n += 1;
     }
-    if at == 0 { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
+    if at == 0 {
+        xdp_action::XDP_DROP
+    } else {
+        xdp_action::XDP_PASS
+    }
 }
 
 /// Two counters of packets and bytes: service and backend.
 #[xdp]
 pub fn step_counters(ctx: XdpContext) -> u32 {
-    let Some(key) = key(&ctx) else { return xdp_action::XDP_ABORTED };
+    let Some(key) = key(&ctx) else {
+        return xdp_action::XDP_ABORTED;
+    };
     let mut n = 0;
     while n < 2 {
-        let Some(count) = COUNTERS.get_ptr_mut((key[1] + n) & 0xffff) else { return xdp_action::XDP_ABORTED };
+        let Some(count) = COUNTERS.get_ptr_mut((key[1] + n) & 0xffff) else {
+            return xdp_action::XDP_ABORTED;
+        };
         // SAFETY: this processor's own copy, in the map.
         unsafe {
             (*count)[0] += 1;
@@ -128,13 +158,21 @@ pub fn step_counters(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn step_clock(_: XdpContext) -> u32 {
     // SAFETY: no preconditions.
-    if unsafe { bpf_ktime_get_coarse_ns() } == 0 { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
+    if unsafe { bpf_ktime_get_coarse_ns() } == 0 {
+        xdp_action::XDP_DROP
+    } else {
+        xdp_action::XDP_PASS
+    }
 }
 
 /// A function of the program itself that is not inlined: what a `call` and a `ret` cost under the machine's mitigations.
 #[xdp]
 pub fn step_call(ctx: XdpContext) -> u32 {
-    if apart(ctx.rx_queue_index()) == 1 { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
+    if apart(ctx.rx_queue_index()) == 1 {
+        xdp_action::XDP_DROP
+    } else {
+        xdp_action::XDP_PASS
+    }
 }
 
 #[inline(never)]
