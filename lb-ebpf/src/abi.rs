@@ -321,7 +321,7 @@ pub struct Region {
 /// `header` is what goes in front of the client's packet (Ethernet, IP, UDP, Geneve, our option), complete but for the
 /// lengths, the DSCP and ECN bits, the outer checksum and the UDP source port. For a pod of this node it is what its
 /// encapsulation over IPv4 would be, so the pod address is always at [`POD_ADDRESS_V4`].
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Backend {
     /// Interface to send from; 0: the one that the packet came in on.
@@ -746,8 +746,6 @@ counted! {
 counted! {
     /// What else is counted, in `stats`.
     Stat, ALL {
-        /// Packets encapsulated by the balancer.
-        Encapsulated = "encapsulated",
         /// Packets of flows known at the owner node.
         Known = "known",
         /// Flows admitted by a first packet.

@@ -17,12 +17,26 @@
 //! Deliberately absent: allocation, logging, panics, clocks (time is an argument or a trait call), loops without a
 //! named bound, and connection state at the balancer.
 
-#![cfg_attr(not(test), no_std)]
+#![no_std]
+
+#[cfg(any(test, feature = "host"))]
+extern crate std;
 
 pub mod abi;
+pub mod back;
+pub mod balance;
+pub mod candidates;
 pub mod checksum;
+pub mod decap;
+pub mod deliver;
+pub mod encap;
 pub mod family;
 pub mod frame;
 pub mod hash;
+pub mod icmp;
+pub mod own;
+pub mod path;
+pub mod subject;
 pub mod tables;
+pub mod verdict;
 pub mod wire;

@@ -267,6 +267,16 @@ pub struct GeneveOption {
     pub port: Be16,
 }
 
+/// Both in one.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct GeneveHead {
+    /// The fixed header.
+    pub geneve: Geneve,
+    /// The head of our option.
+    pub option: GeneveOption,
+}
+
 plain!(Be16, 0: u16);
 plain!(Be32, 0: u32);
 plain!(Addr6, 0: [Be32; 4]);
@@ -280,6 +290,7 @@ plain!(Ports, src: Be16, dst: Be16);
 plain!(Tcp, ports: Ports, seq: Be32, ack: Be32, offset: u8, flags: u8, window: Be16, checksum: Be16, urgent: Be16);
 plain!(Udp, ports: Ports, len: Be16, checksum: Be16);
 plain!(Icmp, kind: u8, code: u8, checksum: Be16, rest: Be32);
+plain!(GeneveHead, geneve: Geneve, option: GeneveOption);
 plain!(Geneve, version_len: u8, flags: u8, kind: Be16, vni: Be32);
 plain!(GeneveOption, class: Be16, kind: u8, len: u8, mark: u8, reserved: u8, port: Be16);
 

@@ -186,7 +186,8 @@ fn link(ir: &Path, object: &Path) -> Result<()> {
         unroll_loops: false,
         ignore_inline_never: false,
         llvm_args: Vec::new(),
-        disable_expand_memcpy_in_order: false,
+        // Expanding copies in order also turns off the expansion of `memset`, and there is no function to call.
+        disable_expand_memcpy_in_order: true,
         disable_memory_builtins: true,
         btf: true,
         allow_bpf_trap: false,

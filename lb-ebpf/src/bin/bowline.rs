@@ -1,4 +1,5 @@
-//! Entry points of the programs: XDP in, TC out.
+//! Entry points of the programs: XDP in, TC out. No decisions here; [`kernel`] is the glue to the kernel's packets and
+//! maps.
 
 #![no_std]
 #![no_main]
@@ -6,18 +7,32 @@
 use aya_ebpf::bindings::{TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use lb_ebpf::frame::Frame;
+use lb_ebpf::{back, path};
 
+mod kernel;
 mod maps;
+
+use kernel::{Maps, Outgoing, XdpFrame};
 
 /// Packets from the wire.
 #[xdp]
-pub fn bowline_xdp(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
+pub fn bowline_xdp(ctx: XdpContext) -> u32 {
+    let verdict = path::run(&mut XdpFrame::open(ctx.ctx), Maps);
+    if verdict.drop_reason().is_some() {
+        return xdp_action::XDP_DROP;
+    }
+    match verdict.redirect() {
+        Some(ifindex) => kernel::redirect(ifindex),
+        None if verdict == lb_ebpf::verdict::Verdict::TRANSMIT => xdp_action::XDP_TX,
+        None => xdp_action::XDP_PASS,
+    }
 }
 
-/// Packets that leave for the wire.
+/// Packets that leave for the wire. Programs and filters after this one still see the packet.
 #[classifier]
-pub fn bowline_egress(_ctx: TcContext) -> i32 {
+pub fn bowline_egress(ctx: TcContext) -> i32 {
+    back::reply(&mut Outgoing(ctx.skb.skb), Maps);
     TC_ACT_UNSPEC
 }
 

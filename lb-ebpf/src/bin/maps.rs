@@ -12,6 +12,7 @@ use lb_ebpf::abi::{
     HalfOpen, LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT, Region, RelayBucket, ServiceEntry,
     ServiceKey4, ServiceKey6, Set, Slot, SourceRange, Stamp, Stat, Tuple, capacity,
 };
+use lb_ebpf::own::Scratch;
 use lb_ebpf::wire::{Addr6, Be32};
 
 #[map(name = "services4")]
@@ -98,5 +99,8 @@ pub(crate) static BACKENDS_COUNT: PerCpuArray<Count> =
 pub(crate) static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DropReason::COUNT, 0);
 #[map(name = "stats")]
 pub(crate) static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Stat::COUNT, 0);
+/// What the owner's decision works on while a packet is here.
+#[map(name = "scratch")]
+pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "events")]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENTS, 0);

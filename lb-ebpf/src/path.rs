@@ -1,0 +1,329 @@
+//! The whole way of one packet through the XDP program.
+//!
+//! ```text
+//! VLAN tags off ─▶ IPv4 or IPv6 ─┬─ TCP, UDP: service? ─▶ balance ─▶ encapsulate, or the owner's decision
+//!                                ├─ UDP to the Geneve port: ours? ─▶ take off ─▶ the owner's decision
+//!                                └─ fragments, ICMP, options: for a VIP? ─▶ their own way
+//! everything else passes untouched
+//! ```
+
+use crate::abi::{DropReason, Stat, VLAN_DEPTH_MAX};
+use crate::balance;
+use crate::decap;
+use crate::family::{Family, Next, V4, V6};
+use crate::frame::Frame;
+use crate::icmp;
+use crate::own;
+use crate::subject::{self, Finding, IP_AT};
+use crate::tables::{AllTables, Tables};
+use crate::verdict::Verdict;
+use crate::wire::{Be16, Be32, Mac, Ports, ethertype, protocol, tcp_flag};
+
+/// What becomes of a packet; it is rewritten in place. The caller counts drops.
+///
+/// A packet for a pod of this node comes out of the first half as an arrival, whichever way it came, so that the owner's
+/// decision stands in one place per family.
+#[inline(always)]
+pub fn packet<X: Frame, T: AllTables>(frame: &mut X, tables: T) -> Verdict {
+    let Some(kind) = frame.read::<Be16>(12) else {
+        return Verdict::PASS;
+    };
+    let verdict = if kind == ethertype::IPV4 {
+        let verdict = ip::<V4, X, T>(frame, tables);
+        rest::<V4, X, T>(frame, tables, verdict)
+    } else if kind == ethertype::IPV6 {
+        let verdict = ip6::<X, T>(frame.handle(), tables);
+        rest::<V6, X, T>(frame, tables, verdict)
+    } else {
+        return Verdict::PASS;
+    };
+    let verdict = if verdict == Verdict::ARRIVED_4 || verdict == Verdict::ARRIVED_6 {
+        let Some(mut scratch) = tables.scratch() else {
+            return DropReason::TableFault.into();
+        };
+        if verdict == Verdict::ARRIVED_4 {
+            own::node::<V4, X, T>(frame.handle(), tables, &mut scratch)
+        } else {
+            own::node::<V6, X, T>(frame.handle(), tables, &mut scratch)
+        }
+    } else {
+        verdict
+    };
+    if let Some(mtu) = verdict.told_mtu(false) {
+        return tell_mtu::<V4, X, T>(frame, tables, mtu);
+    }
+    if let Some(mtu) = verdict.told_mtu(true) {
+        return tell_mtu::<V6, X, T>(frame, tables, mtu);
+    }
+    verdict
+}
+
+/// [`ip`] over IPv6, with a stack frame of its own: its addresses would fill the one that everything else stands on.
+#[inline(never)]
+fn ip6<X: Frame, T: AllTables>(handle: X::Handle, tables: T) -> Verdict {
+    ip::<V6, X, T>(&mut X::open(handle), tables)
+}
+
+#[inline(always)]
+fn tell_mtu<F: Family, X: Frame, T: AllTables>(frame: &mut X, tables: T, mtu: u16) -> Verdict {
+    let verdict = icmp::too_big::<F, X>(frame.handle(), mtu);
+    if verdict == Verdict::TRANSMIT {
+        tables.count(Stat::TooBigSent);
+    }
+    verdict
+}
+
+/// What [`ip`] leaves to others, called from here so that their stack frames do not stand on its own.
+#[inline(always)]
+fn rest<F: Family, X: Frame, T: AllTables + Tables<F>>(
+    frame: &X,
+    tables: T,
+    verdict: Verdict,
+) -> Verdict {
+    if verdict == Verdict::UNCOMMON {
+        uncommon::<F, X, T>(frame.handle(), tables)
+    } else if verdict == Verdict::GENEVE {
+        geneve::<F, X, T>(frame.handle(), tables)
+    } else {
+        verdict
+    }
+}
+
+/// Whole TCP and UDP packets of our services; anything else is not decided here.
+#[inline(always)]
+fn ip<F: Family, X: Frame, T: AllTables + Tables<F>>(frame: &mut X, tables: T) -> Verdict {
+    let Some(ip) = frame.read::<F::Header>(IP_AT) else {
+        return Verdict::PASS;
+    };
+    let proto = F::proto(&ip);
+    if F::next(&ip) != Next::Whole || (proto != protocol::TCP && proto != protocol::UDP) {
+        return Verdict::UNCOMMON;
+    }
+    let transport_at = IP_AT + F::HEADER_LEN;
+    let Some(ports) = frame.read::<Ports>(transport_at) else {
+        return Verdict::PASS;
+    };
+    if proto == protocol::UDP && ports.dst == tables.config().geneve_port {
+        return Verdict::GENEVE;
+    }
+    let Some(service) =
+        Tables::<F>::service(&tables, &F::service_key(F::dst(&ip), ports.dst, proto))
+    else {
+        return Verdict::PASS;
+    };
+    let tuple = crate::abi::Tuple {
+        src: F::src(&ip),
+        dst: F::dst(&ip),
+        ports,
+        proto,
+        pad: [0; 3],
+    };
+    let is_first = |frame: &X| {
+        proto == protocol::TCP
+            && frame
+                .read::<u8>(transport_at + 13)
+                .is_some_and(|flags| flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN)
+    };
+    balance::balance::<F, X, T>(frame, tables, service, &ip, &tuple, is_first)
+}
+
+#[inline(never)]
+fn geneve<F: Family, X: Frame, T: AllTables>(handle: X::Handle, tables: T) -> Verdict {
+    decap::arrive::<F, X, T>(&mut X::open(handle), tables)
+}
+
+/// Fragments, ICMP, options: for VIPs only, everything else passes untouched.
+#[inline(never)]
+fn uncommon<F: Family, X: Frame, T: Tables<F>>(handle: X::Handle, tables: T) -> Verdict {
+    let mut frame = X::open(handle);
+    let Some(ip) = frame.read::<F::Header>(IP_AT) else {
+        return Verdict::PASS;
+    };
+    if !F::is_valid(&ip)
+        || tables
+            .service(&subject::vip_key::<F>(F::dst(&ip)))
+            .is_none()
+    {
+        return Verdict::PASS;
+    }
+    if F::proto(&ip) == F::ICMP && F::next(&ip) == Next::Whole && icmp::is_echo::<F, X>(&frame) {
+        if F::is_martian(F::src(&ip)) {
+            return DropReason::MartianAddress.into();
+        }
+        tables.count(Stat::EchoAnswered);
+        return icmp::echo::<F, X>(&mut frame);
+    }
+    let Some(mut scratch) = tables.scratch() else {
+        return DropReason::TableFault.into();
+    };
+    let (_, work) = F::work(&mut scratch);
+    let finding = subject::of::<F, X, T>(frame.handle(), tables, &mut work.subject);
+    if finding == Finding::OTHER {
+        return Verdict::PASS;
+    }
+    if finding != Finding::FOUND {
+        return finding.verdict();
+    }
+    let subject = work.subject;
+    drop(scratch);
+    balance::balance_subject::<F, X, T>(&mut frame, tables, &ip, &subject)
+}
+
+/// VLAN tags of a packet, taken off in front of [`packet`] and put back after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tags {
+    /// How many.
+    depth: u32,
+    /// Tag protocol and tag control, outermost first.
+    tags: [[Be16; 2]; VLAN_DEPTH_MAX],
+}
+
+/// Both MAC addresses.
+type Macs = [Mac; 2];
+
+#[inline(always)]
+fn is_tag(kind: Be16) -> bool {
+    kind == ethertype::VLAN || kind == ethertype::VLAN_OUTER
+}
+
+/// Takes the VLAN tags off a packet for one of our VIPs or for this node's own address; any other stays as it is, with
+/// depth 0.
+#[inline(never)]
+fn untag<X: Frame, T: AllTables>(handle: X::Handle, tables: T, tags: &mut Tags) -> Verdict {
+    match try_untag(&mut X::open(handle), tables, tags) {
+        Ok(()) => Verdict::PASS,
+        Err(reason) => reason.into(),
+    }
+}
+
+#[inline(always)]
+fn try_untag<X: Frame, T: AllTables>(
+    frame: &mut X,
+    tables: T,
+    tags: &mut Tags,
+) -> Result<(), DropReason> {
+    tags.depth = 0;
+    let Some(outer) = frame.read::<[Be16; 2]>(12) else {
+        return Ok(());
+    };
+    let Some(inner) = frame.read::<[Be16; 2]>(16) else {
+        return Ok(());
+    };
+    tags.tags = [outer, inner];
+    let kind = inner[0];
+    if !is_tag(kind) {
+        if !concerns_us(frame, tables, kind, 18) {
+            return Ok(());
+        }
+        return strip(frame, tags, 1);
+    }
+    let Some(kind) = frame.read::<Be16>(20) else {
+        return Ok(());
+    };
+    if !is_tag(kind) {
+        if !concerns_us(frame, tables, kind, 22) {
+            return Ok(());
+        }
+        return strip(frame, tags, 2);
+    }
+    let Some(kind) = frame.read::<Be16>(24) else {
+        return Ok(());
+    };
+    if concerns_us(frame, tables, kind, 26) {
+        Err(DropReason::VlanTooDeep)
+    } else {
+        Ok(())
+    }
+}
+
+/// Takes `depth` tags off the front, and keeps the MAC addresses.
+#[inline(always)]
+fn strip<X: Frame>(frame: &mut X, tags: &mut Tags, depth: u32) -> Result<(), DropReason> {
+    let macs = frame.read::<Macs>(0).ok_or(DropReason::Truncated)?;
+    frame
+        .move_head(4 * depth as i32)
+        .ok_or(DropReason::Truncated)?;
+    frame.write(0, macs).ok_or(DropReason::Truncated)?;
+    tags.depth = depth;
+    Ok(())
+}
+
+/// Whether the packet is for a VIP or for this node.
+#[inline(always)]
+fn concerns_us<X: Frame, T: AllTables>(frame: &X, tables: T, kind: Be16, at: usize) -> bool {
+    let config = tables.config();
+    if kind == ethertype::IPV4 {
+        let Some(dst) = frame.read::<Be32>(at + V4::DST_AT) else {
+            return false;
+        };
+        dst == config.node4
+            || Tables::<V4>::service(&tables, &subject::vip_key::<V4>(dst)).is_some()
+    } else if kind == ethertype::IPV6 {
+        let Some(dst) = frame.read(at + V6::DST_AT) else {
+            return false;
+        };
+        dst == config.node6
+            || Tables::<V6>::service(&tables, &subject::vip_key::<V6>(dst)).is_some()
+    } else {
+        false
+    }
+}
+
+/// Puts the tags back.
+#[inline(always)]
+fn retag<X: Frame>(frame: &mut X, tags: &Tags) -> Result<(), DropReason> {
+    if tags.depth == 0 {
+        return Ok(());
+    }
+    let macs = frame.read::<Macs>(0).ok_or(DropReason::Truncated)?;
+    let by = if tags.depth == 1 { -4 } else { -8 };
+    frame.move_head(by).ok_or(DropReason::NoHeadroom)?;
+    frame.write(0, macs).ok_or(DropReason::Truncated)?;
+    frame.write(12, tags.tags[0]).ok_or(DropReason::Truncated)?;
+    if tags.depth > 1 {
+        frame.write(16, tags.tags[1]).ok_or(DropReason::Truncated)?;
+    }
+    Ok(())
+}
+
+/// Whether [`untag`] has anything to do.
+#[inline(always)]
+pub fn is_tagged<X: Frame>(frame: &X) -> bool {
+    frame.read::<Be16>(12).is_some_and(is_tag)
+}
+
+/// The whole way, tags and drop counter included: what the XDP program does.
+#[inline(always)]
+pub fn run<X: Frame, T: AllTables>(frame: &mut X, tables: T) -> Verdict {
+    let tagged = is_tagged(frame);
+    if tagged {
+        // In the scratch memory, so that the verifier need not look at everything that follows once for each depth.
+        let untagged = match tables.scratch() {
+            Some(mut scratch) => untag::<X, T>(frame.handle(), tables, &mut scratch.tags),
+            None => DropReason::TableFault.into(),
+        };
+        if untagged.drop_reason().is_some() {
+            return counted(tables, untagged);
+        }
+        *frame = X::open(frame.handle());
+    }
+    let mut verdict = packet(frame, tables);
+    if tagged
+        && verdict.drop_reason().is_none()
+        && let Some(scratch) = tables.scratch()
+    {
+        let tags = scratch.tags;
+        if let Err(reason) = retag::<X>(&mut X::open(frame.handle()), &tags) {
+            verdict = reason.into();
+        }
+    }
+    counted(tables, verdict)
+}
+
+#[inline(always)]
+fn counted<T: AllTables>(tables: T, verdict: Verdict) -> Verdict {
+    if let Some(reason) = verdict.drop_reason() {
+        tables.count_drop(reason);
+    }
+    verdict
+}
