@@ -25,8 +25,10 @@ struct File {
     objects: BTreeMap<ObjectKey, Object>,
     /// What is wrong with it now.
     problems: Vec<Problem>,
-    /// Some object of it is unknown: refused, or its YAML broken, and never read before.
-    incomplete: bool,
+    /// It was never sound: what it defines is unknown.
+    never_sound: bool,
+    /// Objects that were refused and have no last good form.
+    unknown: BTreeSet<ObjectKey>,
 }
 
 /// All files of the directory.
@@ -93,9 +95,20 @@ impl Files {
         self.files.keys()
     }
 
-    /// Nothing is unknown: what is not in the index does not exist. Until then nobody may be declared dead.
+    /// No Pod and no Node is unknown: one that is not in the index does not exist. Until then nobody may be declared dead.
     pub fn complete(&self) -> bool {
-        self.files.values().all(|file| !file.incomplete)
+        let lives = |key: &ObjectKey| matches!(key.kind, Kind::Pod | Kind::Node);
+        !self
+            .files
+            .values()
+            .any(|file| file.never_sound || file.unknown.iter().any(lives))
+    }
+
+    /// Whether an object that is not in the index may exist all the same, in a file that can not be understood.
+    pub fn may_exist(&self, key: &ObjectKey) -> bool {
+        self.files
+            .values()
+            .any(|file| file.never_sound || file.unknown.contains(key))
     }
 
     /// What is wrong, by file, then objects that several files define.
@@ -123,9 +136,10 @@ impl Files {
 
 /// A file whose text says nothing: what it held stays.
 fn kept(name: &str, before: Option<&File>, sentence: &str) -> File {
-    let (objects, incomplete) = before.map_or((BTreeMap::new(), true), |file| {
-        (file.objects.clone(), file.incomplete)
-    });
+    let (objects, never_sound, unknown) = before
+        .map_or((BTreeMap::new(), true, BTreeSet::new()), |file| {
+            (file.objects.clone(), file.never_sound, file.unknown.clone())
+        });
     let effect = if objects.is_empty() {
         "nothing of it is used"
     } else {
@@ -137,7 +151,8 @@ fn kept(name: &str, before: Option<&File>, sentence: &str) -> File {
             object: format!("file {name}"),
             sentence: format!("{sentence}; until then {effect}"),
         }],
-        incomplete,
+        never_sound,
+        unknown,
     }
 }
 
@@ -181,7 +196,7 @@ fn sound(
                 };
                 match before.and_then(|file| file.objects.get(&key)) {
                     Some(last) => _ = file.objects.entry(key).or_insert_with(|| last.clone()),
-                    None => file.incomplete |= key.kind == Kind::Pod || key.kind == Kind::Node,
+                    None => _ = file.unknown.insert(key),
                 }
                 problem
             }

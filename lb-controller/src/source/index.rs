@@ -31,6 +31,8 @@ impl std::fmt::Display for Named {
 pub struct Changed {
     /// Services of which an own field, a slice or a pod changed.
     pub services: BTreeSet<Named>,
+    /// UIDs of Pods that came, changed or went.
+    pub pods: BTreeSet<String>,
     /// Some Node changed: any Service may be concerned.
     pub nodes: bool,
 }
@@ -38,7 +40,7 @@ pub struct Changed {
 impl Changed {
     /// Nothing did.
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && !self.nodes
+        self.services.is_empty() && self.pods.is_empty() && !self.nodes
     }
 }
 
@@ -50,13 +52,18 @@ pub struct Index {
     slices: BTreeMap<Named, BTreeSet<String>>,
     /// Services by the pods that their slices name. Counted, since several slices may name one pod.
     users: BTreeMap<Named, BTreeMap<Named, usize>>,
+    /// Pods by UID. More than one only while a pod is defined twice under different names.
+    uids: BTreeMap<String, BTreeSet<Named>>,
     changed: Changed,
 }
 
 impl PartialEq for Index {
     /// Equal when they hold the same objects, whatever has changed on the way.
     fn eq(&self, other: &Self) -> bool {
-        self.objects == other.objects && self.slices == other.slices && self.users == other.users
+        self.objects == other.objects
+            && self.slices == other.slices
+            && self.users == other.users
+            && self.uids == other.uids
     }
 }
 
@@ -153,6 +160,20 @@ impl Index {
         }
     }
 
+    /// Whether there is a Node of this name.
+    pub fn has_node(&self, name: &str) -> bool {
+        let named = Named {
+            namespace: String::new(),
+            name: name.to_owned(),
+        };
+        self.get(Kind::Node, &named).is_some()
+    }
+
+    /// The Pod of a UID.
+    pub fn pod_by_uid(&self, uid: &str) -> Option<&Pod> {
+        self.pod(self.uids.get(uid)?.first()?)
+    }
+
     /// The slices of a Service, by name.
     pub fn slices(&self, service: &Named) -> impl Iterator<Item = &EndpointSlice> {
         let namespace = service.namespace.clone();
@@ -190,12 +211,11 @@ impl Index {
             Kind::Node => self.changed.nodes = true,
             Kind::Service => _ = self.changed.services.insert(named),
             Kind::Pod => {
-                self.changed.services.extend(
-                    self.users
-                        .get(&named)
-                        .into_iter()
-                        .flat_map(|users| users.keys().cloned()),
-                );
+                self.changed
+                    .pods
+                    .extend(self.objects.get(key).and_then(uid_of));
+                let users = self.users.get(&named).into_iter().flat_map(BTreeMap::keys);
+                self.changed.services.extend(users.cloned());
             }
             Kind::EndpointSlice => self
                 .changed
@@ -205,6 +225,13 @@ impl Index {
     }
 
     fn link(&mut self, key: &ObjectKey, object: &Object) {
+        if let Some(uid) = uid_of(object) {
+            let named = Named {
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+            };
+            self.uids.entry(uid).or_default().insert(named);
+        }
         let Some(service) = service_of(object) else {
             return;
         };
@@ -223,6 +250,20 @@ impl Index {
     }
 
     fn unlink(&mut self, key: &ObjectKey) {
+        if let Some(uid) = self.objects.get(key).and_then(uid_of) {
+            let named = Named {
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+            };
+            if let Some(names) = self.uids.get_mut(&uid) {
+                names.remove(&named);
+                if names.is_empty() {
+                    self.uids.remove(&uid);
+                }
+            }
+            // A pod that is replaced by one of the same name has gone.
+            self.changed.pods.insert(uid);
+        }
         let Some((object, service)) = self
             .objects
             .get(key)
@@ -253,6 +294,14 @@ impl Index {
             }
         }
     }
+}
+
+/// The UID of a pod.
+fn uid_of(object: &Object) -> Option<String> {
+    let Object::Pod(pod) = object else {
+        return None;
+    };
+    pod.metadata.uid.clone()
 }
 
 /// The Service of a slice.

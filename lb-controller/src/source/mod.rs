@@ -12,3 +12,4 @@ pub mod files;
 pub mod index;
 pub mod output;
 pub mod parse;
+pub mod secret;

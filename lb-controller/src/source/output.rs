@@ -239,6 +239,11 @@ impl Writer {
         self.wanted.values().map(|wanted| wanted.at).min()
     }
 
+    /// How many files wait.
+    pub fn pending(&self) -> usize {
+        self.wanted.len()
+    }
+
     /// Files that could not be written, and why.
     pub fn problems(&self) -> Vec<Problem> {
         let failed = self
