@@ -70,6 +70,7 @@ fn head(status: &Status, paint: Paint) -> String {
         Role::Balancer => "balancer",
         Role::Owner => "owner",
         Role::Both => "balancer and owner",
+        Role::Manager => "manager",
     };
     let state = match (status.ready, status.fresh) {
         (true, true) => paint.good("ready"),

@@ -79,6 +79,9 @@ pub enum Role {
     Owner,
     /// Both.
     Both,
+    /// Assigns slots; touches no packet.
+    #[value(skip)]
+    Manager,
 }
 
 /// An interface and the programs on it.

@@ -67,8 +67,6 @@ pub struct ManagerScrape {
     pub problems: usize,
     /// Files written.
     pub writes: u64,
-    /// Writes that failed.
-    pub write_failures: u64,
     /// Files that wait to be written.
     pub writes_pending: usize,
 }
@@ -377,7 +375,6 @@ impl Collector for ManagerScrape {
             services,
             problems,
             writes,
-            write_failures,
             writes_pending,
         } = self;
         let mut families = Families(encoder);
@@ -395,11 +392,6 @@ impl Collector for ManagerScrape {
             "bowline_file_writes",
             "Files written",
             [(Vec::new(), *writes)],
-        )?;
-        families.counter(
-            "bowline_file_write_failures",
-            "Writes that failed",
-            [(Vec::new(), *write_failures)],
         )?;
         families.gauge(
             "bowline_file_writes_pending",

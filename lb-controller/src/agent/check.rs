@@ -6,6 +6,7 @@ use std::path::Path;
 use lb_ebpf::abi;
 
 use crate::admin::{Check, Checks, Interface, Outcome, Role};
+use crate::dataplane::links::Links;
 
 /// Oldest kernel that runs our programs: Debian 12's, on which they are tested.
 pub const KERNEL_MIN: (u32, u32) = (6, 1);
@@ -36,7 +37,7 @@ pub struct Machine {
 }
 
 /// Looks at the machine.
-pub fn look(pin_dir: &Path, interfaces: &[Interface]) -> Machine {
+pub fn look(pin_dir: &Path, interfaces: &[Interface], links: &Links) -> Machine {
     let number =
         |path: String| -> Option<u32> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
     let names = || interfaces.iter().map(|interface| interface.name.clone());
@@ -65,7 +66,7 @@ pub fn look(pin_dir: &Path, interfaces: &[Interface]) -> Machine {
             })
             .collect(),
         mtu: names()
-            .filter_map(|name| read(&|name| format!("/proc/sys/net/ipv6/conf/{name}/mtu"), name))
+            .filter_map(|name| Some((name.clone(), links.by_name(&name)?.mtu)))
             .collect(),
     }
 }

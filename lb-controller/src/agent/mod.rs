@@ -1,14 +1,42 @@
 //! The agent of one node: reads objects and tables, programs the maps, follows next hops, answers questions.
+//!
+//! ```text
+//! directory ─┐                                    ┌─ stamp thread, every 100 ms
+//! network  ──┼─▶ core (one thread, owns the maps) ─┤
+//! questions ─┘                                    └─ maps, links, node file
+//! ```
+//!
+//! [`core`] knows and decides; this file moves bytes and time.
 
+mod answers;
 pub mod check;
+pub mod core;
+mod flows;
+mod handle;
 pub mod stamp;
+mod view;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use anyhow::Context;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin;
+use self::core::{Core, Settings};
+use self::handle::{Handle, Job};
+use self::stamp::{Fresh, STAMP_PERIOD, monotonic_ns};
+use crate::dataplane::attach::{self, Attacher, ModeChoice};
+use crate::dataplane::bpf;
+use crate::dataplane::flows::{Flows, IdleTimeouts, now_tick};
+use crate::dataplane::links::XdpMode as Mode;
+use crate::dataplane::load::{self, Sizes};
+use crate::dataplane::network::{self, Network};
+use crate::dataplane::stamp::StampWriter;
+use crate::source::output::Outputs;
+use crate::{admin, serve};
 
 /// Where links and maps are pinned if not told otherwise.
 pub const PIN_DIR_DEFAULT: &str = "/sys/fs/bpf/bowline";
@@ -62,19 +90,209 @@ pub enum XdpMode {
     Generic,
 }
 
+/// How often idle flows are looked for: a tenth of the shortest time that ends one.
+const SWEEP_PERIOD: Duration = Duration::from_secs(12);
+/// How often the interfaces are looked at without an event: what failed there is tried again.
+const ATTACH_PERIOD: Duration = Duration::from_secs(2);
+
 /// Runs until stopped. Links and maps stay pinned and keep forwarding.
 pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
-    _ = options;
-    stop.cancelled().await;
-    Ok(())
+    anyhow::ensure!(
+        options.manifests.is_dir(),
+        "directory {} does not exist; create it or choose another --manifests",
+        options.manifests.display()
+    );
+    let sizes = Sizes {
+        flows: options.flows,
+        ..Sizes::default()
+    };
+    let (dataplane, programs) = bpf::open(&options.pin_dir, &sizes)?;
+    let outputs = Outputs::below(&options.manifests);
+    outputs.create().with_context(|| {
+        format!(
+            "{} can not be made; see that its directory may be written",
+            outputs.root().display()
+        )
+    })?;
+
+    // From here on the node says that it is alive, and not yet that it is fresh.
+    let fresh = Fresh::default();
+    let stamps = stamp_thread(dataplane.open_stamp()?, fresh.clone(), stop.clone())?;
+    let flows = Arc::new(dataplane.open_flows()?);
+    let sweeper = tokio::spawn(sweep(Arc::clone(&flows), stop.clone()));
+
+    let (wanted, wanted_nodes) = tokio::sync::watch::channel(std::collections::BTreeSet::new());
+    let network = network::follow(wanted_nodes, stop.clone()).await?;
+    let attacher = Attacher::new(programs, dataplane.pins(), attach_settings(&options))?;
+    let settings = Settings::new(&options, outputs);
+    let core = Core::start(settings, Box::new(dataplane), fresh, wanted)?;
+
+    let (handle, jobs) = Handle::new(Some(flows));
+    let handle = Arc::new(handle);
+    let mut servers = tokio::task::JoinSet::new();
+    let socket = serve::listen_unix(&options.admin_socket)?;
+    servers.spawn(serve::serve_unix(socket, Arc::clone(&handle), stop.clone()));
+    if let Some(address) = options.metrics_listen {
+        let listener = serve::listen_tcp(address).await?;
+        servers.spawn(serve::serve_tcp(listener, handle, stop.clone()));
+    }
+    tracing::info!(node = options.node, manifests = %options.manifests.display(), "agent starts");
+    let shell = Shell {
+        core,
+        attacher,
+        network,
+        jobs,
+        stop: stop.clone(),
+    };
+    let ended = on_own_thread("core", move || shell.run())?;
+    let outcome = ended
+        .await
+        .context("the core thread has died; see the log")?;
+    // Whatever ended it ends everything else.
+    stop.cancel();
+    while servers.join_next().await.is_some() {}
+    _ = sweeper.await;
+    _ = stamps.await;
+    _ = std::fs::remove_file(&options.admin_socket);
+    outcome
+}
+
+fn attach_settings(options: &Options) -> attach::Settings {
+    attach::Settings {
+        interfaces: options.interface.clone(),
+        mode: match options.xdp_mode {
+            XdpMode::Auto => ModeChoice::Auto,
+            XdpMode::Native => ModeChoice::Only(Mode::Native),
+            XdpMode::Generic => ModeChoice::Only(Mode::Generic),
+        },
+        ..attach::Settings::default()
+    }
+}
+
+/// Runs a function on a thread of its own, and tells when it ends.
+fn on_own_thread<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<tokio::sync::oneshot::Receiver<T>> {
+    let (ended, wait) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            // Nobody waits any more when the runtime is being shut down.
+            _ = ended.send(run());
+        })?;
+    Ok(wait)
+}
+
+/// Writes the sign of life until stopped. It only sleeps and stores, so nothing else can delay it.
+fn stamp_thread(
+    writer: StampWriter,
+    fresh: Fresh,
+    stop: CancellationToken,
+) -> std::io::Result<tokio::sync::oneshot::Receiver<()>> {
+    on_own_thread("stamp", move || {
+        while !stop.is_cancelled() {
+            let stamp = fresh.stamp(monotonic_ns());
+            writer.write(stamp.stamped_ns, stamp.fresh_since_ns);
+            std::thread::sleep(STAMP_PERIOD);
+        }
+    })
+}
+
+/// Ends idle flows now and then. A scan of a full table takes a while, so it is not the core's business.
+async fn sweep(flows: Arc<Flows>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP_PERIOD) => {}
+            () = stop.cancelled() => return,
+        }
+        let flows = Arc::clone(&flows);
+        let swept =
+            tokio::task::spawn_blocking(move || flows.sweep(now_tick(), &IdleTimeouts::default()))
+                .await;
+        match swept {
+            Ok(Ok(0)) | Err(_) => {}
+            Ok(Ok(swept)) => tracing::debug!(swept, "idle flows ended"),
+            Ok(Err(error)) => tracing::warn!(%error, "idle flows can not be ended; tried again"),
+        }
+    }
+}
+
+/// The core, and where its events come from.
+struct Shell {
+    core: Core,
+    attacher: Attacher,
+    network: Network,
+    jobs: mpsc::Receiver<Job>,
+    stop: CancellationToken,
+}
+
+impl Shell {
+    fn run(self) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(self.events())
+    }
+
+    async fn events(mut self) -> anyhow::Result<()> {
+        let (mut directory, first) = self.core.open_directory()?;
+        self.attach();
+        self.core.take(&first, Instant::now());
+        self.core.listed(Instant::now());
+        loop {
+            let now = Instant::now();
+            self.core.watch_state(directory.error());
+            let wake = self.core.work(now);
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Ok(()),
+                batch = directory.next() => self.core.take(&batch, Instant::now()),
+                Ok(()) = self.network.links.changed() => self.attach(),
+                Ok(()) = self.network.next_hops.changed() => self.hops(),
+                Some(job) = self.jobs.recv() => job(&mut self.core),
+                () = tokio::time::sleep_until(wake.min(now + ATTACH_PERIOD).into()) => self.attach(),
+            }
+        }
+    }
+
+    /// Brings the programs to the interfaces, and tells the core what came of it.
+    fn attach(&mut self) {
+        let links = Arc::clone(&self.network.links.borrow_and_update());
+        let interfaces = self.attacher.reconcile(&links).to_vec();
+        self.core
+            .interfaces(&interfaces, self.attacher.xdp_interfaces(), &links);
+        self.hops();
+    }
+
+    fn hops(&mut self) {
+        let next_hops = Arc::clone(&self.network.next_hops.borrow_and_update());
+        self.core.next_hops(next_hops);
+    }
 }
 
 /// Removes all programs and maps of a pin directory.
 pub fn detach(pin_dir: &Path) -> anyhow::Result<()> {
-    anyhow::bail!("{}: not yet", pin_dir.display())
+    Ok(attach::detach(pin_dir)?)
 }
 
-/// Prints what the verifier says.
+/// Prints what the verifier says: one line per program.
+#[expect(clippy::print_stdout, reason = "printing is what the command is for")]
 pub fn verify() -> anyhow::Result<()> {
-    anyhow::bail!("not yet")
+    for load::Verified {
+        name,
+        verified_instructions,
+        translated_bytes,
+        machine_bytes,
+    } in load::verify(load::OBJECT)?
+    {
+        println!(
+            "{name}: {} instructions, {verified_instructions} looked at by the verifier, {machine_bytes} bytes of machine code",
+            translated_bytes / BYTES_PER_INSTRUCTION
+        );
+    }
+    Ok(())
 }
+
+/// Of BPF.
+const BYTES_PER_INSTRUCTION: u32 = 8;

@@ -1,9 +1,30 @@
-//! The manager: assigns slots, and writes tables and status.
+//! The manager: assigns slots, and writes tables and status. Standalone: one per directory, held by a lock file.
+//!
+//! [`core`] knows and decides; this file moves bytes and time.
+
+mod answers;
+pub mod core;
+mod status;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use anyhow::Context;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
+
+use self::answers::{Found, Shared};
+use self::core::Core;
+use crate::admin::Problem;
+use crate::serve;
+use crate::source::directory::{Batch, Directory};
+use crate::source::output::{Mode, Outputs, lock, replace};
+use crate::source::secret::ClusterSecrets;
+
+/// Longest sleep: wall-clock deadlines are looked at again at least this often, should the clock be set.
+const SLEEP_MAX: Duration = Duration::from_secs(5);
 
 /// How the manager runs.
 #[derive(Clone, Debug, clap::Args)]
@@ -14,14 +35,139 @@ pub struct Options {
     /// Where /metrics, /healthz and /readyz are served; nowhere if not given.
     #[arg(long, value_name = "ADDR")]
     pub metrics_listen: Option<SocketAddr>,
-    /// Where the admin answers are given; nowhere if not given.
+    /// Where the admin answers (of a manager: status) are given; nowhere if not given.
     #[arg(long, value_name = "PATH")]
     pub admin_socket: Option<PathBuf>,
 }
 
 /// Runs until stopped.
 pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
-    _ = options;
-    stop.cancelled().await;
+    let outputs = Outputs::below(&options.manifests);
+    outputs.create().with_context(|| {
+        format!(
+            "{} can not be made; see that {} exists and may be written",
+            outputs.root().display(),
+            options.manifests.display()
+        )
+    })?;
+    let _held = lock(&outputs.manager_lock())?;
+    ensure_secret(&outputs.secret())?;
+    // Read once: from here on they are what we write.
+    let (_, tables) = Directory::open(vec![outputs.tables()], Vec::new())?;
+    let (_, statuses) = Directory::open(vec![outputs.statuses()], Vec::new())?;
+    let core = Core::resume(outputs, &tables, &statuses);
+    let (directory, first) = Directory::open(vec![options.manifests.clone()], Vec::new())?;
+    let shared = Arc::new(Shared::default());
+    let mut servers = tokio::task::JoinSet::new();
+    if let Some(address) = options.metrics_listen {
+        let listener = serve::listen_tcp(address).await?;
+        servers.spawn(serve::serve_tcp(
+            listener,
+            Arc::clone(&shared),
+            stop.clone(),
+        ));
+    }
+    if let Some(path) = &options.admin_socket {
+        let listener = serve::listen_unix(path)?;
+        servers.spawn(serve::serve_unix(
+            listener,
+            Arc::clone(&shared),
+            stop.clone(),
+        ));
+    }
+    tracing::info!(manifests = %options.manifests.display(), "manager starts");
+    follow(&options.manifests, core, (directory, first), &shared, &stop).await;
+    while servers.join_next().await.is_some() {}
     Ok(())
+}
+
+/// Makes the secrets of the cluster if there are none.
+fn ensure_secret(path: &Path) -> anyhow::Result<()> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            ClusterSecrets::from_yaml(&text).with_context(|| path.display().to_string())?;
+            Ok(())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let text = ClusterSecrets::random()
+                .context("no random bytes")?
+                .to_yaml()?;
+            replace(path, &text, Mode::Secret).with_context(|| {
+                format!(
+                    "{} can not be written; free space on its disk",
+                    path.display()
+                )
+            })?;
+            tracing::info!(path = %path.display(), "made the secrets of the cluster");
+            Ok(())
+        }
+        Err(error) => Err(error)
+            .with_context(|| format!("{} can not be read; run as its owner", path.display())),
+    }
+}
+
+/// The loop: changes in, files out.
+async fn follow(
+    manifests: &Path,
+    mut core: Core,
+    (mut directory, first): (Directory, Batch),
+    shared: &Shared,
+    stop: &CancellationToken,
+) {
+    let mut told = Vec::new();
+    take(&mut core, &first);
+    core.listed(Instant::now());
+    loop {
+        let (now, wall) = (Instant::now(), Timestamp::now());
+        core.work(now, wall);
+        let mut problems = core.problems();
+        problems.extend(directory.error().map(|error| Problem {
+            object: "directory of manifests".to_owned(),
+            sentence: error.to_string(),
+        }));
+        tell(&mut told, problems.clone());
+        shared.set(Found {
+            manifests: manifests.display().to_string(),
+            alive: directory.error().is_none(),
+            last_list: wall,
+            services: core.counts(),
+            problems,
+            writes: core.writes(),
+        });
+        let wake = core
+            .next_wake(now, wall)
+            .unwrap_or(now + SLEEP_MAX)
+            .min(now + SLEEP_MAX);
+        tokio::select! {
+            batch = directory.next() => take(&mut core, &batch),
+            () = tokio::time::sleep_until(wake.into()) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+fn take(core: &mut Core, batch: &Batch) {
+    let named = batch
+        .iter()
+        .filter_map(|(path, content)| Some((path.file_name()?.to_str()?, content)));
+    core.take(named, Instant::now());
+}
+
+/// Logs problems that are new and those that are gone.
+pub(crate) fn tell(told: &mut Vec<Problem>, mut problems: Vec<Problem>) {
+    problems.sort();
+    problems.dedup();
+    for Problem { object, sentence } in problems
+        .iter()
+        .filter(|problem| told.binary_search(problem).is_err())
+    {
+        tracing::warn!(%object, "{sentence}");
+    }
+    for Problem { object, sentence } in told
+        .iter()
+        .filter(|problem| problems.binary_search(problem).is_err())
+    {
+        tracing::info!(%object, "no longer: {sentence}");
+    }
+    *told = problems;
 }

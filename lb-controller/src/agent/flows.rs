@@ -1,0 +1,103 @@
+//! The flow table as it is shown.
+
+use lb_ebpf::abi::{TICK_SHIFT, flow_state};
+use lb_ebpf::wire::protocol;
+
+use crate::admin::{FLOWS_LIMIT_DEFAULT, FLOWS_LIMIT_MAX, Flow, FlowState, Flows};
+use crate::dataplane::flows::{FlowRecord, Flows as FlowTable, Stage};
+use crate::serve::{AskError, FlowsWanted};
+
+/// Reads as many flows as wanted.
+pub(super) fn list(table: &FlowTable, wanted: &FlowsWanted) -> Result<Flows, AskError> {
+    let limit = wanted.limit.unwrap_or(FLOWS_LIMIT_DEFAULT);
+    if limit > FLOWS_LIMIT_MAX {
+        return Err(AskError::Bad(format!(
+            "limit {limit} is above {FLOWS_LIMIT_MAX}; choose clients or VIPs instead"
+        )));
+    }
+    let mut flows = Flows::default();
+    table.list(|record| {
+        if wants(wanted, &record) {
+            flows.truncated = flows.flows.len() == limit;
+            if !flows.truncated {
+                flows.flows.push(shown(&record));
+            }
+        }
+        !flows.truncated
+    })?;
+    Ok(flows)
+}
+
+fn wants(wanted: &FlowsWanted, record: &FlowRecord) -> bool {
+    wanted
+        .client
+        .is_none_or(|client| client == record.client.ip())
+        && wanted.vip.is_none_or(|vip| vip == record.vip.ip())
+}
+
+fn shown(record: &FlowRecord) -> Flow {
+    let FlowRecord {
+        protocol,
+        client,
+        vip,
+        pod,
+        identity,
+        stage,
+        idle_ticks,
+    } = *record;
+    Flow {
+        client,
+        vip,
+        pod,
+        protocol: protocol_name(protocol),
+        state: match stage {
+            Stage::HalfOpen => FlowState::HalfOpen,
+            Stage::Known { client, pod }
+                if (client | pod) & flow_state::RST != 0 || client & pod & flow_state::FIN != 0 =>
+            {
+                FlowState::Closing
+            }
+            Stage::Known { .. } => FlowState::Established,
+        },
+        idle_seconds: (u64::from(idle_ticks) << TICK_SHIFT) / 1_000_000_000,
+        identity,
+    }
+}
+
+/// As people write it.
+pub(super) fn protocol_name(number: u8) -> String {
+    match number {
+        protocol::TCP => "TCP".to_owned(),
+        protocol::UDP => "UDP".to_owned(),
+        other => format!("protocol {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_is_closing_after_one_reset_or_two_fins() {
+        let state = |stage| {
+            let address = "192.0.2.1:1".parse().unwrap();
+            let record = FlowRecord {
+                protocol: 6,
+                client: address,
+                vip: address,
+                pod: address,
+                identity: 1,
+                stage,
+                idle_ticks: 2,
+            };
+            let flow = shown(&record);
+            assert_eq!((flow.idle_seconds, flow.protocol.as_str()), (2, "TCP"));
+            flow.state
+        };
+        let known = |client, pod| state(Stage::Known { client, pod });
+        assert_eq!(state(Stage::HalfOpen), FlowState::HalfOpen);
+        assert_eq!(known(flow_state::FIN, 0), FlowState::Established);
+        assert_eq!(known(flow_state::FIN, flow_state::FIN), FlowState::Closing);
+        assert_eq!(known(0, flow_state::RST), FlowState::Closing);
+    }
+}

@@ -1,0 +1,219 @@
+//! What the agent sees, in the words of the model and of the maps. Pure.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Node;
+use lb_ebpf::abi;
+use lb_ebpf::wire::{Addr6, Be16, Be32};
+
+use super::core::Core;
+use crate::admin::Role;
+use crate::api::file::{API_VERSION, LoadBalancerNode, Metadata};
+use crate::dataplane::Contents;
+use crate::model::backends::{NodeView, View};
+use crate::model::endpoint::is_alive;
+use crate::model::secret::{self, EncapSecret};
+use crate::model::template::{NodeAddresses, Sender};
+use crate::model::{maglev, plan};
+use crate::source::secret::ClusterSecrets;
+
+/// Relays per second that this node sends at most: a third of what one processor can, so that a flood of packets of
+/// unknown flows neither starves the rest nor is amplified without bound.
+const RELAYS_PER_SECOND: u64 = 500_000;
+/// What an uplink takes if nothing is known of it.
+const MTU_DEFAULT: u32 = 1500;
+/// Headers that an MSS does not count: IP and TCP.
+const TCP_HEADERS: [u32; 2] = [20 + 20, 40 + 20];
+/// Smallest MSS that is ever told: below it are only misconfigured uplinks (RFC 879, RFC 8200).
+const MSS_MIN: [u32; 2] = [536, 1220];
+
+/// The first internal address of each family.
+pub(super) fn addresses(node: &Node) -> NodeAddresses {
+    let all = node
+        .status
+        .iter()
+        .flat_map(|status| status.addresses.iter().flatten());
+    let internal = all
+        .filter(|address| address.type_ == "InternalIP")
+        .filter_map(|address| address.address.parse().ok());
+    first_of_each(internal)
+}
+
+/// The first address of each family.
+pub(super) fn first_of_each(addresses: impl IntoIterator<Item = IpAddr>) -> NodeAddresses {
+    let mut found = NodeAddresses::default();
+    for address in addresses {
+        match address {
+            IpAddr::V4(address) => _ = found.v4.get_or_insert(address),
+            IpAddr::V6(address) => _ = found.v6.get_or_insert(address),
+        }
+    }
+    found
+}
+
+/// Both, as a list.
+pub(super) fn list(NodeAddresses { v4, v6 }: NodeAddresses) -> Vec<IpAddr> {
+    [v4.map(IpAddr::V4), v6.map(IpAddr::V6)]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// Addresses of this node: as told, else of its Node object.
+pub(super) fn own_addresses(core: &Core) -> NodeAddresses {
+    if !core.settings.addresses.is_empty() {
+        return first_of_each(core.settings.addresses.iter().copied());
+    }
+    let own = core
+        .index
+        .nodes()
+        .find(|node| node.metadata.name.as_deref() == Some(&core.settings.node));
+    own.map(addresses).unwrap_or_default()
+}
+
+/// The configuration of the programs.
+pub(super) fn config(core: &Core, secrets: &ClusterSecrets) -> abi::Config {
+    let own = own_addresses(core);
+    let mtu = core.uplink_mtu().unwrap_or(MTU_DEFAULT);
+    let encap = secret::encap_secret(secrets.encap);
+    abi::Config {
+        hash_key: secret::hash_key(&secrets.hash),
+        secrets: [
+            encap,
+            secrets.encap_previous.map_or(encap, secret::encap_secret),
+        ],
+        relays_per_second: RELAYS_PER_SECOND,
+        node4: own.v4.map_or(Be32::default(), |address| {
+            Be32::from_bytes(address.octets())
+        }),
+        node6: own.v6.map_or(Addr6::default(), |address| {
+            Addr6::from_bytes(address.octets())
+        }),
+        geneve_port: Be16::new(abi::GENEVE_PORT),
+        mss4: mss(mtu, own, 0),
+        mss6: mss(mtu, own, 1),
+        flags: if core.settings.relay {
+            0
+        } else {
+            abi::config_flag::RELAY_OFF
+        },
+        pad: 0,
+    }
+}
+
+/// Largest MSS so that a client's segments fit with outer headers. `family` is 0 for IPv4.
+fn mss(mtu: u32, own: NodeAddresses, family: usize) -> u16 {
+    let overhead = if family == 0 && own.v4.is_some() {
+        abi::OVERHEAD_V4
+    } else {
+        abi::OVERHEAD_V6
+    };
+    let room = mtu.saturating_sub(u32::from(overhead) + TCP_HEADERS[family]);
+    u16::try_from(room.max(MSS_MIN[family])).unwrap_or(u16::MAX)
+}
+
+/// What the model needs to know of this node and the others.
+pub(super) fn of(core: &Core, secrets: &ClusterSecrets) -> View {
+    let own = core.settings.node.as_str();
+    let others = core
+        .index
+        .nodes()
+        .filter_map(|node| Some((node.metadata.name.as_deref()?, node)));
+    let nodes = others.filter(|(name, _)| *name != own).map(|(name, node)| {
+        let addresses = addresses(node);
+        let hop = |address: Option<IpAddr>| core.way_to(address?);
+        let view = NodeView {
+            addresses,
+            hop4: hop(addresses.v4.map(Into::into)),
+            hop6: hop(addresses.v6.map(Into::into)),
+        };
+        (Arc::from(name), view)
+    });
+    View {
+        node: own.into(),
+        sender: Sender {
+            node: own_addresses(core),
+            secret: secret::encap_secret(secrets.encap),
+            geneve_port: abi::GENEVE_PORT,
+        },
+        nodes: nodes.collect(),
+    }
+}
+
+/// Before anything is known.
+pub(super) fn nobody(node: &str) -> View {
+    let sender = Sender {
+        node: NodeAddresses::default(),
+        secret: EncapSecret::default(),
+        geneve_port: abi::GENEVE_PORT,
+    };
+    View {
+        node: node.into(),
+        sender,
+        nodes: HashMap::new(),
+    }
+}
+
+/// UIDs of the pods that are alive on this node. Objects do not always say on which node a pod is, so all are taken:
+/// pods elsewhere have no local port.
+pub(super) fn living(core: &Core) -> HashSet<String> {
+    core.index
+        .pods()
+        .filter(|pod| is_alive(pod))
+        .filter_map(|pod| pod.metadata.uid.clone())
+        .collect()
+}
+
+/// Tables whose rows are not what their shape makes.
+pub(super) fn wrong_rows<'a>(
+    contents: &Contents,
+    services: impl Iterator<Item = &'a plan::Service>,
+) -> usize {
+    let rows: HashMap<u64, &Vec<u16>> = contents
+        .regions
+        .values()
+        .map(|(region, rows)| (region.digest, rows))
+        .collect();
+    let mut seen = HashSet::new();
+    let entries = services.flat_map(|service| &service.entries);
+    let tables = entries
+        .flat_map(|entry| std::iter::once(&entry.current).chain(entry.previous.iter().flatten()));
+    tables
+        .filter(|table| seen.insert(table.digest))
+        .filter(|table| {
+            rows.get(&table.digest)
+                .is_some_and(|rows| **rows != *maglev::rows(&table.shape))
+        })
+        .count()
+}
+
+/// What the node's file says.
+pub(super) fn node_file(core: &Core) -> LoadBalancerNode {
+    LoadBalancerNode {
+        api_version: API_VERSION.to_owned(),
+        kind: LoadBalancerNode::KIND.to_owned(),
+        metadata: Metadata {
+            namespace: None,
+            name: core.settings.node.clone(),
+        },
+        role: match core.settings.role {
+            Role::Balancer => "balancer",
+            Role::Owner => "owner",
+            Role::Both => "both",
+            Role::Manager => "manager",
+        }
+        .to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        addresses: list(own_addresses(core)),
+        interfaces: core
+            .interfaces
+            .iter()
+            .map(|interface| {
+                let mode = interface.xdp.map_or("without XDP", |xdp| xdp.mode.label());
+                format!("{} {mode}", interface.name)
+            })
+            .collect(),
+    }
+}

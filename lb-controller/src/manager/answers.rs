@@ -1,0 +1,163 @@
+//! What a manager tells: health, metrics and status. The rest only agents know.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use lb_ebpf::abi;
+
+use crate::admin::{self, Problem, Role, ServiceCounts};
+use crate::metrics::{self, ManagerScrape};
+use crate::serve::{Answer, Answers, AskError, FlowsWanted};
+
+/// What the loop has found, and the servers tell.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    /// The directory.
+    pub(super) manifests: String,
+    /// The watch is alive.
+    pub(super) alive: bool,
+    /// When it was looked at last.
+    pub(super) last_list: jiff::Timestamp,
+    /// Services by state.
+    pub(super) services: ServiceCounts,
+    /// Things that are wrong.
+    pub(super) problems: Vec<Problem>,
+    /// Files written, and files that wait.
+    pub(super) writes: (u64, usize),
+}
+
+/// Written by the loop, read by the servers.
+pub(super) struct Shared {
+    started: Instant,
+    found: Mutex<Option<Found>>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            found: Mutex::default(),
+        }
+    }
+}
+
+impl Shared {
+    /// Replaces what is told.
+    pub(super) fn set(&self, found: Found) {
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+    }
+
+    fn get(&self) -> Result<Found, AskError> {
+        let found = self
+            .found
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        found.ok_or_else(|| AskError::Unavailable("the directory has not been read yet".to_owned()))
+    }
+
+    fn not_here<T: Send + 'static>() -> Answer<T> {
+        answer(Err(AskError::Unavailable(
+            "a manager does not know that; ask an agent".to_owned(),
+        )))
+    }
+
+    fn told(&self) -> Result<admin::Status, AskError> {
+        let Found {
+            manifests,
+            alive,
+            last_list,
+            services,
+            problems,
+            writes,
+        } = self.get()?;
+        let reasons = not_ready_because(alive, writes.1);
+        Ok(admin::Status {
+            node: "manager".to_owned(),
+            role: Role::Manager,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            abi_version: abi::ABI_VERSION,
+            pin_dir: String::new(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            addresses: Vec::new(),
+            interfaces: Vec::new(),
+            ready: reasons.is_empty(),
+            not_ready_because: reasons,
+            fresh: false,
+            sources: vec![admin::Source {
+                name: manifests,
+                alive,
+                last_list: Some(last_list),
+                last_apply: None,
+            }],
+            services,
+            problems,
+            maps: Vec::new(),
+            drops: Vec::new(),
+            stats: Vec::new(),
+            next_hops_unresolved: Vec::new(),
+        })
+    }
+}
+
+fn answer<T: Send + 'static>(answer: Result<T, AskError>) -> Answer<T> {
+    Box::pin(async { answer })
+}
+
+fn not_ready_because(alive: bool, writes_pending: usize) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if !alive {
+        reasons.push("changes of the directory may be missed; see the log".to_owned());
+    }
+    if writes_pending > 0 {
+        reasons.push(format!(
+            "{writes_pending} files are not written yet; see the log"
+        ));
+    }
+    reasons
+}
+
+impl Answers for Shared {
+    fn not_ready_because(&self) -> Answer<Vec<String>> {
+        answer(Ok(match self.get() {
+            Ok(found) => not_ready_because(found.alive, found.writes.1),
+            Err(error) => vec![error.to_string()],
+        }))
+    }
+
+    fn metrics(&self) -> Answer<String> {
+        answer(self.get().and_then(|found| {
+            let scrape = ManagerScrape {
+                services: found.services,
+                problems: found.problems.len(),
+                writes: found.writes.0,
+                writes_pending: found.writes.1,
+            };
+            metrics::render(scrape).map_err(|error| AskError::Unavailable(error.to_string()))
+        }))
+    }
+
+    fn status(&self) -> Answer<admin::Status> {
+        answer(self.told())
+    }
+
+    fn services(&self) -> Answer<admin::Services> {
+        Self::not_here()
+    }
+
+    fn backends(&self) -> Answer<admin::Backends> {
+        Self::not_here()
+    }
+
+    fn flows(&self, _wanted: FlowsWanted) -> Answer<admin::Flows> {
+        Self::not_here()
+    }
+
+    fn check(&self) -> Answer<admin::Checks> {
+        Self::not_here()
+    }
+
+    fn explain(&self, _request: admin::ExplainRequest) -> Answer<admin::Explanation> {
+        Self::not_here()
+    }
+}

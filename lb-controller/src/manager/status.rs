@@ -1,0 +1,79 @@
+//! What is told to people and machines about one Service. Pure.
+
+use jiff::Timestamp;
+
+use crate::api::file::{
+    API_VERSION, Condition, ConditionStatus, Metadata, ServiceStatus, condition,
+};
+use crate::model::assign::Assigned;
+use crate::model::service::Service;
+use crate::source::index::Named;
+
+/// The status of a Service, from what was assigned and what is wrong. Conditions keep their times while they hold.
+pub(super) fn of(
+    Named { namespace, name }: &Named,
+    service: &Service,
+    assigned: &Assigned,
+    before: Option<&ServiceStatus>,
+    now: Timestamp,
+) -> ServiceStatus {
+    let problems: Vec<_> = assigned
+        .problems
+        .iter()
+        .map(|problem| problem.fault.to_string())
+        .collect();
+    let pending = service
+        .fatal()
+        .map(|problem| (problem.reason(), problem.fault.to_string()));
+    let (reason, why) = pending.unwrap_or((
+        "Pending",
+        "no reason is known; see the manager's log".to_owned(),
+    ));
+    let allocated = if service.vips.is_empty() {
+        (ConditionStatus::False, reason, why.clone())
+    } else {
+        (
+            ConditionStatus::True,
+            "Requested",
+            "the requested addresses are used".to_owned(),
+        )
+    };
+    let programmed = match &assigned.table {
+        Some(table) => (
+            ConditionStatus::True,
+            "TableWritten",
+            format!("version {} is for all nodes", table.version),
+        ),
+        None => (ConditionStatus::False, reason, why),
+    };
+    let conditions = [
+        (condition::ADDRESS_ALLOCATED, allocated),
+        (condition::PROGRAMMED, programmed),
+    ];
+    ServiceStatus {
+        api_version: API_VERSION.to_owned(),
+        kind: ServiceStatus::KIND.to_owned(),
+        metadata: Metadata {
+            namespace: Some(namespace.clone()),
+            name: name.clone(),
+        },
+        vips: service.vips.clone(),
+        conditions: conditions
+            .map(|(kind, (status, reason, message))| {
+                let held = before.into_iter().flat_map(|before| &before.conditions);
+                let since = held
+                    .filter(|old| old.kind == kind && old.status == status)
+                    .map(|old| old.last_transition_time)
+                    .next();
+                Condition {
+                    kind: kind.to_owned(),
+                    status,
+                    reason: reason.to_owned(),
+                    message,
+                    last_transition_time: since.unwrap_or(now),
+                }
+            })
+            .into(),
+        problems,
+    }
+}
