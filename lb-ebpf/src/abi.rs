@@ -30,11 +30,14 @@ macro_rules! plain {
     ($t:ty, $($field:tt : $ft:ty),+ $(,)?) => {
         const _: () = {
             const fn is_plain<T: $crate::abi::Plain>() {}
-            $( is_plain::<$ft>(); )+
-            assert!(0 $( + core::mem::size_of::<$ft>() )+ == core::mem::size_of::<$t>(), "padding");
+            type Proven = $t;
             // A field left out of the list is a compile error here.
             #[allow(dead_code, reason = "only checked, never called")]
-            fn complete(value: $t) { type Proven = $t; let Proven { $( $field: _ ),+ } = value; }
+            fn complete(value: $t) {
+                let Proven { $( $field: _ ),+ } = value;
+            }
+            $( is_plain::<$ft>(); )+
+            assert!(0 $( + core::mem::size_of::<$ft>() )+ == core::mem::size_of::<$t>(), "padding");
         };
         // SAFETY: shown above: plain fields without padding between or after them.
         unsafe impl $crate::abi::Plain for $t {}

@@ -423,7 +423,7 @@ fn clamp_mss<S: Skb>(skb: &mut S, tcp_at: usize, limit: u16) -> Option<()> {
 #[inline(always)]
 fn word_at(offset: usize, bytes: [u8; 2]) -> u32 {
     let word = u16::from_ne_bytes(bytes);
-    u32::from(if offset % 2 == 0 {
+    u32::from(if offset.is_multiple_of(2) {
         word
     } else {
         word.swap_bytes()

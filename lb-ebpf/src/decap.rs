@@ -178,7 +178,7 @@ fn enter<F: Family, X: Frame, T: AllTables>(frame: &mut X, tables: T, head: &Hea
     if let Err(reason) = carry_ecn::<F, X>(frame, ecn) {
         return reason.into();
     }
-    let (pod, is_v6) = (F::mapped(pod), F::IS_V6 as u8);
+    let (pod, is_v6) = (F::mapped(pod), u8::from(F::IS_V6));
     arrived(
         &tables,
         Arrival {

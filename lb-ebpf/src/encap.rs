@@ -174,7 +174,7 @@ fn write<F: Family, X: Frame, const OUTER_V6: bool>(
 ) -> Option<()> {
     let len = const { header_len::<F>(OUTER_V6) };
     // The end first: one check covers all that follows.
-    if !F::IS_V6 == !OUTER_V6 {
+    if F::IS_V6 == OUTER_V6 {
         // 74 or 106: a tail of two bytes.
         let at = len - 2;
         frame.write(

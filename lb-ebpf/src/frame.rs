@@ -6,6 +6,7 @@
 use crate::abi::Plain;
 
 /// A packet, from its Ethernet header on.
+#[expect(clippy::len_without_is_empty, reason = "a frame is never empty")]
 pub trait Frame: Sized {
     /// What a frame can be opened from again, so that rarely taken paths take one word instead of a live frame.
     type Handle: Copy;
@@ -127,8 +128,8 @@ mod host {
                     (&raw const value).cast(),
                     target.as_mut_ptr(),
                     size_of::<T>(),
-                )
-            };
+                );
+            }
             Some(())
         }
 

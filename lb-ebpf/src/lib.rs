@@ -18,6 +18,19 @@
 //! named bound, and connection state at the balancer.
 
 #![no_std]
+#![expect(
+    clippy::inline_always,
+    reason = "a call costs more than most of these functions, and the stack of a call chain is 512 bytes"
+)]
+#![expect(
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "sequence numbers are compared modulo 2^32, and lengths of packets fit into any integer"
+)]
+#![expect(
+    clippy::many_single_char_names,
+    reason = "the words of an IPv6 address have no better names"
+)]
 
 #[cfg(any(test, feature = "host"))]
 extern crate std;

@@ -93,7 +93,7 @@ pub fn at_backend<F: Family>(backend: &Backend) -> Arrival {
         pod: F::mapped(address::<F>(backend)),
         port: backend.port,
         mark: 0,
-        is_v6: F::IS_V6 as u8,
+        is_v6: u8::from(F::IS_V6),
         identity: backend.identity,
         asked: Asked::NOBODY,
     }

@@ -294,7 +294,7 @@ plain!(GeneveHead, geneve: Geneve, option: GeneveOption);
 plain!(Geneve, version_len: u8, flags: u8, kind: Be16, vni: Be32);
 plain!(GeneveOption, class: Be16, kind: u8, len: u8, mark: u8, reserved: u8, port: Be16);
 
-/// EtherTypes (IANA, IEEE 802 numbers).
+/// Values of `EtherType` (IANA, IEEE 802 numbers).
 pub mod ethertype {
     use super::Be16;
     /// IPv4.
