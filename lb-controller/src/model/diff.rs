@@ -191,9 +191,8 @@ impl<'a> Draft<'a> {
                 key: entry.key,
                 value,
             });
-            self.marker(entry.key)?;
         }
-        Ok(())
+        self.marker(entry.key)
     }
 
     /// The range of an entry's slots: the old one if there is room in it, else a new one.
@@ -243,8 +242,8 @@ impl<'a> Draft<'a> {
     }
 
     fn slot(&mut self, cell: &[u32], index: u32, like: u32) -> Result<(), PlanError> {
-        for id in cell.iter().filter(|id| **id != 0) {
-            self.backend(BackendId(*id));
+        for (place, id) in cell.iter().enumerate().filter(|(_, id)| **id != 0) {
+            self.backend(BackendId(*id), place == 0);
         }
         let older: [u32; OLDER_MAX] = std::array::from_fn(|n| cell[1 + n]);
         let set = if older == [0; OLDER_MAX] {
@@ -263,25 +262,43 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    fn backend(&mut self, id: BackendId) {
+    /// Writes a backend that is not there. Of two pods that have had one address here, the one that gets new flows
+    /// (`first`) is the one that lives.
+    fn backend(&mut self, id: BackendId, first: bool) {
         let Installed {
             backends,
             view,
             plan,
+            locals,
             ..
         } = &mut *self.installed;
-        if backends.get(id).is_none_or(|entry| entry.value.is_some()) || !backends.plan(id, *plan) {
+        if !backends.plan(id, *plan) {
             return;
         }
-        let entry = backends.get(id);
-        if let Some((pod, known)) =
-            entry.and_then(|entry| Some((entry.pod?, entry.known.as_ref()?)))
-        {
-            let value = Box::new(view.render(&pod, &known.node));
-            let local = backends::local(id, &pod, &value);
-            self.backends.push(Op::Backend { id, value });
-            self.backends
-                .extend(local.map(|(key, value)| Op::Local { key, value }));
+        let Some(entry) = backends.get(id) else {
+            return;
+        };
+        let (Some(pod), Some(known)) = (entry.pod, &entry.known) else {
+            return;
+        };
+        let value = match &entry.value {
+            Some(value) => **value,
+            None => {
+                let value = view.render(&pod, &known.node);
+                self.backends.push(Op::Backend {
+                    id,
+                    value: Box::new(value),
+                });
+                value
+            }
+        };
+        let Some((key, value)) = backends::local(id, &pod, &value) else {
+            return;
+        };
+        let planned = |op: &Op| matches!(op, Op::Local { key: other, .. } if *other == key);
+        let taken = locals.contains_key(&key) || self.backends.iter().any(planned);
+        if !taken || (first && locals.get(&key) != Some(&value)) {
+            self.backends.push(Op::Local { key, value });
         }
     }
 

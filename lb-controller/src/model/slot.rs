@@ -387,21 +387,24 @@ impl Assignment<'_> {
     /// Closes slots that have been vacant for long, unless others come due soon, when all are closed together. The last
     /// slots' occupants move into the holes. With nobody usable nothing is closed: there is nobody to move.
     fn shrink(&mut self) {
-        let mut closing = self.due();
+        let closing = self.due();
         let open = self.open_count() - closing.len();
         if closing.is_empty() || open == 0 {
             return;
         }
-        closing.retain(|at| *at < open);
         let Slots { slots, weights, .. } = &mut *self.slots;
-        let mut hole = closing.into_iter();
+        let mut holes = closing.iter().copied().filter(|at| *at < open);
         for last in (open..weights.len()).rev() {
-            if slots[last].vacant.take().is_none()
-                && let Some(hole) = hole.next()
-            {
+            let vacant = slots[last].vacant.take();
+            if closing.contains(&last) {
+                continue;
+            }
+            // As many slots behind the cut stay open as there are holes before it. One may be vacant, but not for long
+            // enough: then it moves with its stand-in and its home.
+            if let Some(hole) = holes.next() {
                 let mover = slots[last].current;
                 slots[hole].replace(mover);
-                slots[hole].vacant = None;
+                slots[hole].vacant = vacant;
                 weights[hole] = weights[last];
             }
         }

@@ -1,1 +1,595 @@
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
 
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::*;
+use crate::api::service_table::{Family, Port, Protocol, ServiceTableSpec};
+use crate::dataplane::{Capacity, Contents};
+use crate::model::backends::{NodeView, View};
+use crate::model::candidate::Candidate;
+use crate::model::secret::identity;
+use crate::model::shape::{HashFields, Weight};
+use crate::model::slot::{self, Input, Slots, Waiting};
+use crate::model::table::{self, Group};
+use crate::model::template::{NextHop, NodeAddresses, Sender};
+
+const CAPACITY: Capacity = Capacity {
+    backends: 4096,
+    rows: 1 << 20,
+    regions: 64,
+    sets: 4096,
+    slots: 1 << 14,
+    services: 1024,
+};
+
+fn view() -> View {
+    let v4 = |n| NodeAddresses {
+        v4: Some(Ipv4Addr::new(192, 0, 2, n)),
+        v6: None,
+    };
+    let hop = NextHop {
+        ifindex: 1,
+        src: [2; 6],
+        dst: [4; 6],
+        mtu: 1500,
+    };
+    let far = NodeView {
+        addresses: v4(2),
+        hop4: Some(hop),
+        hop6: None,
+    };
+    View {
+        node: "here".into(),
+        sender: Sender {
+            node: v4(1),
+            secret: Default::default(),
+            geneve_port: 6081,
+        },
+        nodes: HashMap::from([("far".into(), far)]),
+    }
+}
+
+/// The maps of one node, and the bookkeeping beside them.
+struct Node {
+    installed: Installed,
+    maps: Contents,
+    wanted: BTreeMap<String, Service>,
+}
+
+impl Node {
+    fn new(capacity: Capacity) -> Self {
+        let maps = Contents::default();
+        let installed = Installed::from_contents(&maps, capacity, view());
+        Self {
+            installed,
+            maps,
+            wanted: BTreeMap::new(),
+        }
+    }
+
+    fn carry_out(&mut self, op: &Op) {
+        apply(&mut self.maps, op);
+        self.installed.record(op);
+    }
+
+    fn all(&mut self, ops: &[Op]) {
+        ops.iter().for_each(|op| self.carry_out(op));
+    }
+
+    fn want(&mut self, spec: &ServiceTableSpec) -> Vec<Op> {
+        let service = self.installed.decode(spec).unwrap();
+        let ops = self.installed.plan(&service).unwrap();
+        self.wanted.insert(spec.service_uid.clone(), service);
+        ops
+    }
+
+    fn collect(&mut self) {
+        let ops = self.installed.collect(self.wanted.values());
+        self.all(&ops);
+    }
+}
+
+/// What the maps hold after an operation.
+fn apply(maps: &mut Contents, op: &Op) {
+    match op {
+        Op::Backend { id, value } => drop(maps.backends.insert(*id, **value)),
+        Op::Rows { id, region, rows } => {
+            drop(maps.regions.insert(*id, (*region, rows.to_vec())));
+        }
+        Op::Set { id, value } => {
+            assert_eq!(maps.sets.insert(*id, *value), None, "sets are immutable");
+        }
+        Op::Slot { index, value } if *value == abi::Slot::default() => {
+            maps.slots.remove(index);
+        }
+        Op::Slot { index, value } => drop(maps.slots.insert(*index, *value)),
+        Op::Service { key, value } => drop(maps.services.insert(*key, *value)),
+        Op::RemoveService { key } => drop(maps.services.remove(key)),
+        Op::Local { key, value } => drop(maps.locals.insert(*key, *value)),
+        Op::RemoveLocal { key } => drop(maps.locals.remove(key)),
+        Op::Peer { addr, node } => drop(maps.peers.insert(*addr, *node)),
+        Op::RemovePeer { addr } => drop(maps.peers.remove(addr)),
+        Op::Config { value } => maps.config = **value,
+        Op::PurgeFlows { .. } | Op::Grace => {}
+        Op::FreeBackend { id } => drop(maps.backends.remove(id)),
+        Op::FreeSet { id } => drop(maps.sets.remove(id)),
+        Op::FreeRegion { id } => drop(maps.regions.remove(id)),
+    }
+}
+
+/// Identities of a slot: current, then older; 0 for nobody.
+type Owners = Vec<u32>;
+
+/// The slots that the rows of each table of a service name, as a packet would find them.
+fn tables(maps: &Contents, key: ServiceKey) -> Option<Vec<BTreeMap<u16, Owners>>> {
+    let entry = maps.services.get(&key)?;
+    let identity = |id: u32| match id {
+        0 => 0,
+        id => maps.backends[&BackendId(id)].identity,
+    };
+    let resolve = |slot: u16| {
+        assert!(
+            u32::from(slot) < entry.slot_count,
+            "rows name slots of the service"
+        );
+        let index = SlotIndex(entry.slots + u32::from(slot));
+        let slot = maps.slots.get(&index).copied().unwrap_or_default();
+        let set = match slot.set {
+            0 => abi::Set::default(),
+            id => maps.sets[&SetId(id)],
+        };
+        let older = set
+            .older
+            .iter()
+            .filter(|id| **id != 0)
+            .map(|id| identity(*id));
+        [identity(slot.first)].into_iter().chain(older).collect()
+    };
+    let named = [entry.current, entry.previous[0], entry.previous[1]];
+    let tables = named.iter().filter(|table| table.size > 0).map(|table| {
+        let slots: BTreeSet<u16> = region(maps, table).iter().copied().collect();
+        slots
+            .into_iter()
+            .map(|slot| (slot, resolve(slot)))
+            .collect()
+    });
+    Some(tables.collect())
+}
+
+fn region<'a>(maps: &'a Contents, table: &abi::TableRef) -> &'a [u16] {
+    let region = maps
+        .regions
+        .values()
+        .find(|(region, _)| region.rows == table.rows);
+    let (region, rows) = region.expect("a named table is there");
+    assert_eq!((region.size, rows.len()), (table.size, table.size as usize));
+    rows
+}
+
+/// One Service under test: its slots, and what it may ever resolve to.
+struct Life {
+    uid: String,
+    vip: IpAddr,
+    groups: Vec<Group>,
+    waiting: Waiting,
+    version: u64,
+}
+
+impl Life {
+    fn new(n: u8, ports: &[u16]) -> Self {
+        let port = |port: &u16| Port {
+            name: String::new(),
+            port: *port,
+            protocol: Protocol::Tcp,
+        };
+        Self {
+            uid: format!("service-{n}"),
+            // Two Services share one VIP.
+            vip: IpAddr::V4(Ipv4Addr::new(198, 51, 100, n / 2)),
+            groups: vec![Group {
+                family: Family::IPv4,
+                ports: ports.iter().map(port).collect(),
+                slots: Slots::none(HashFields::FiveTuple),
+            }],
+            waiting: Waiting::default(),
+            version: 0,
+        }
+    }
+
+    fn candidate(&self, pod: u8) -> Candidate {
+        let at = self.uid.as_bytes()[self.uid.len() - 1];
+        let ports = 0..self.groups[0].ports.len() as u16;
+        Candidate {
+            uid: format!("{}-pod-{pod}", self.uid).into(),
+            node: if pod % 3 == 0 { "here" } else { "far" }.into(),
+            address: IpAddr::V4(Ipv4Addr::new(10, 0, at, pod)),
+            ports: ports.map(|n| 8080 + n).collect(),
+        }
+    }
+
+    /// The table when the pods of `mask` are usable and those of `dead` dead.
+    fn next(&mut self, mask: u16, dead: u16, second: i64) -> ServiceTableSpec {
+        let usable = (0..16).filter(|n| (mask & !dead) >> n & 1 != 0);
+        let usable = usable.map(|n| (self.candidate(n), Weight::ONE)).collect();
+        let corpses: HashSet<_> = (0..16)
+            .filter(|n| dead >> n & 1 != 0)
+            .map(|n| self.candidate(n).uid)
+            .collect();
+        let input = Input {
+            usable: &usable,
+            fields: HashFields::FiveTuple,
+            dead: &|candidate| corpses.contains(&candidate.uid),
+            now: Timestamp::from_second(second).unwrap(),
+        };
+        slot::assign(&mut self.groups[0].slots, &mut self.waiting, &input);
+        self.version += 1;
+        table::encode(&self.uid, self.version, &[self.vip], &self.groups)
+    }
+
+    /// Identities that a table's slots name, in their order, for each port.
+    fn owners(spec: &ServiceTableSpec) -> Vec<(ServiceKey, Vec<Owners>)> {
+        let groups = table::decode(spec).unwrap();
+        let ports = groups[0].ports.iter().enumerate().map(|(at, port)| {
+            let slots = &groups[0].slots;
+            let id = |c: u32| {
+                let candidate = &slots.candidates[c as usize];
+                identity(&candidate.uid, candidate.ports[at])
+            };
+            let owners = slots.slots.iter().map(|slot| {
+                let older = slot.older.iter().map(|c| id(*c));
+                [slot.current.map_or(0, id)]
+                    .into_iter()
+                    .chain(older)
+                    .collect()
+            });
+            let key =
+                crate::model::plan::service_key(spec.vips[0], port.port, port.protocol.number());
+            (key, owners.collect())
+        });
+        ports.collect()
+    }
+}
+
+/// Whether every row leads to somebody whom this Service may name, and to nobody only where a table says so.
+fn check_rows(
+    maps: &Contents,
+    key: ServiceKey,
+    allowed: &HashSet<u32>,
+) -> Result<(), TestCaseError> {
+    for owners in tables(maps, key)
+        .iter()
+        .flatten()
+        .flat_map(BTreeMap::values)
+    {
+        prop_assert!(
+            owners.iter().all(|owner| allowed.contains(owner)),
+            "a row leads elsewhere"
+        );
+    }
+    Ok(())
+}
+
+/// Whether the maps say exactly what a table says.
+fn check_done(node: &Node, spec: &ServiceTableSpec) -> Result<(), TestCaseError> {
+    let shape = table::decode(spec).unwrap()[0].slots.shape.clone();
+    for (key, wanted) in Life::owners(spec) {
+        let entry = node.maps.services[&key];
+        prop_assert_eq!(entry.slot_count as usize, wanted.len());
+        prop_assert!(
+            node.maps.services.contains_key(&vip_key(key)),
+            "the VIP is marked"
+        );
+        if shape.slots() == 0 {
+            prop_assert_eq!(entry.current.size, 0);
+            continue;
+        }
+        prop_assert_eq!(region(&node.maps, &entry.current), &*maglev::rows(&shape));
+        for (slot, owners) in tables(&node.maps, key).iter().flatten().flatten() {
+            prop_assert_eq!(owners, &wanted[usize::from(*slot)]);
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Services come, change and go; each operation may be the last one before a failure, after which everything is
+    /// planned again, sometimes by a new process.
+    #[test]
+    fn any_prefix_leaves_every_vip_usable(
+        steps in prop::collection::vec(
+            (0..4_u8, 1..65535_u16, prop::option::of(0..40_usize), 0..8_u8), 1..30),
+    ) {
+        let mut node = Node::new(CAPACITY);
+        let ports: [&[u16]; 4] = [&[80], &[81], &[82], &[83, 443]];
+        let mut lives: Vec<Life> = (0..).zip(ports).map(|(n, ports)| Life::new(n, ports)).collect();
+        let mut specs: BTreeMap<u8, ServiceTableSpec> = BTreeMap::new();
+        for (second, (who, mask, failure, kind)) in steps.into_iter().enumerate() {
+            let life = &mut lives[usize::from(who)];
+            if kind == 0 {
+                let ops = node.installed.plan_removal(&life.uid);
+                node.all(&ops);
+                node.wanted.remove(&life.uid);
+                specs.remove(&who);
+                continue;
+            }
+            let dead = if kind == 1 { !mask } else { 0 };
+            let spec = life.next(mask, dead, second as i64 * 25);
+            // Everybody a slot of this Service names before or after; nobody only if one of both says nobody.
+            let named = specs.get(&who).into_iter().chain([&spec]).flat_map(Life::owners);
+            let allowed: HashSet<u32> = named.flat_map(|(_, slots)| slots).flatten().collect();
+            let keys: Vec<_> = Life::owners(&spec).into_iter().map(|(key, _)| key).collect();
+            let ops = node.want(&spec);
+            let stop = failure.unwrap_or(usize::MAX);
+            for op in ops.iter().take(stop) {
+                node.carry_out(op);
+                for key in &keys {
+                    check_rows(&node.maps, *key, &allowed)?;
+                }
+            }
+            if kind == 2 {
+                node.installed = Installed::from_contents(&node.maps, CAPACITY, view());
+                node.wanted.clear();
+                for spec in specs.values() {
+                    let again = node.want(spec);
+                    node.all(&again);
+                }
+            }
+            let ops = node.want(&spec);
+            node.all(&ops);
+            specs.insert(who, spec);
+            node.collect();
+            for spec in specs.values() {
+                check_done(&node, spec)?;
+                let service = node.wanted[&spec.service_uid].clone();
+                prop_assert_eq!(node.installed.plan(&service).unwrap(), vec![]);
+            }
+            prop_assert_eq!(node.installed.collect(node.wanted.values()), vec![]);
+            let read = Installed::from_contents(&node.maps, CAPACITY, view());
+            prop_assert_eq!(&read.cells, &node.installed.cells[..read.cells.len()].to_vec());
+        }
+        for life in &lives {
+            let ops = node.installed.plan_removal(&life.uid);
+            node.all(&ops);
+        }
+        node.wanted.clear();
+        let ops = node.installed.plan_locals(&HashSet::new(), &[]);
+        node.all(&ops);
+        node.collect();
+        prop_assert_eq!(&node.maps, &Contents { config: node.maps.config, ..Contents::default() });
+        prop_assert_eq!(node.installed.usage().slots, 0);
+    }
+}
+
+fn pods(life: &mut Life, mask: u16, second: i64) -> ServiceTableSpec {
+    life.next(mask, 0, second)
+}
+
+#[test]
+fn one_replaced_pod_is_a_backend_a_set_and_a_slot() {
+    let mut node = Node::new(CAPACITY);
+    let mut life = Life::new(1, &[80]);
+    let ops = node.want(&pods(&mut life, 0b110, 0));
+    node.all(&ops);
+    let ops = node.want(&pods(&mut life, 0b1_0100, 1));
+    let kinds: Vec<_> = ops
+        .iter()
+        .map(|op| format!("{op:?}").split(' ').next().unwrap().to_owned())
+        .collect();
+    assert_eq!(kinds, ["Backend", "Set", "Slot"]);
+}
+
+#[test]
+fn first_service_comes_in_order() {
+    let mut node = Node::new(CAPACITY);
+    let ops = node.want(&pods(&mut Life::new(1, &[80]), 0b1001, 0));
+    let kinds: Vec<_> = ops
+        .iter()
+        .map(|op| format!("{op:?}").split(' ').next().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            "Backend", "Local", "Backend", "Local", "Rows", "Slot", "Slot", "Service", "Service"
+        ]
+    );
+}
+
+#[test]
+fn restart_keeps_ids_and_plans_nothing() {
+    let mut node = Node::new(CAPACITY);
+    let mut life = Life::new(1, &[80, 443]);
+    for (mask, second) in [
+        (0b1_0110, 0),
+        (0b11_0010, 1),
+        (0b11_0011, 10),
+        (0b11_0011, 13),
+    ] {
+        let ops = node.want(&pods(&mut life, mask, second));
+        node.all(&ops);
+    }
+    node.collect();
+    let spec = life.next(0b11_0011, 0, 14);
+    node.installed = Installed::from_contents(&node.maps, CAPACITY, view());
+    assert_eq!(node.want(&spec), []);
+    assert_eq!(node.installed.plan_stale(node.wanted.values()), []);
+    assert_eq!(node.installed.plan_backends(), []);
+    node.wanted.clear();
+    let stale = node.installed.plan_stale([]);
+    assert_eq!(stale.len(), 3, "two ports and their VIP: {stale:?}");
+}
+
+#[test]
+fn services_of_one_shape_share_rows() {
+    let mut node = Node::new(CAPACITY);
+    for n in 0..4 {
+        let ops = node.want(&pods(&mut Life::new(n, &[80 + u16::from(n)]), 0b1110, 0));
+        node.all(&ops);
+    }
+    let usage = node.installed.usage();
+    assert_eq!((usage.regions, usage.rows), (1, 512));
+    assert_eq!(usage.services, 4 + 2);
+}
+
+#[test]
+fn full_maps_are_an_error_that_names_the_map() {
+    let mut node = Node::new(Capacity {
+        slots: 8,
+        ..CAPACITY
+    });
+    let ops = node.want(&pods(&mut Life::new(0, &[80]), 0b1110, 0));
+    node.all(&ops);
+    let service = node
+        .installed
+        .decode(&pods(&mut Life::new(1, &[81]), 0b1110, 0))
+        .unwrap();
+    assert_eq!(
+        node.installed.plan(&service),
+        Err(PlanError::Full {
+            map: "slots",
+            limit: 8
+        })
+    );
+}
+
+#[test]
+fn next_hops_rewrite_backends_in_place() {
+    let mut node = Node::new(CAPACITY);
+    let ops = node.want(&pods(&mut Life::new(1, &[80]), 0b1110, 0));
+    node.all(&ops);
+    let mut view = view();
+    view.nodes.clear();
+    node.installed.set_view(view);
+    let ops = node.installed.plan_backends();
+    assert_eq!(ops.len(), 2, "the local pod stays: {ops:?}");
+    for op in &ops {
+        let Op::Backend { value, .. } = op else {
+            panic!("{op:?}")
+        };
+        assert_ne!(value.flags & abi::backend_flag::NO_NEXT_HOP, 0);
+    }
+    node.all(&ops);
+    assert_eq!(node.installed.plan_backends(), []);
+}
+
+#[test]
+fn dead_local_pods_go_with_their_flows() {
+    let mut node = Node::new(CAPACITY);
+    let mut life = Life::new(1, &[80]);
+    let ops = node.want(&pods(&mut life, 0b1001, 0));
+    node.all(&ops);
+    let alive = HashSet::from(["service-1-pod-0".to_owned()]);
+    let wanted: Vec<_> = node.wanted.values().cloned().collect();
+    let ops = node
+        .installed
+        .plan_locals(&alive, &wanted.iter().collect::<Vec<_>>());
+    let gone = identity("service-1-pod-3", 8080);
+    assert_eq!(ops.len(), 2);
+    assert!(matches!(ops[0], Op::RemoveLocal { .. }));
+    assert_eq!(ops[1], Op::PurgeFlows { identity: gone });
+    node.all(&ops);
+    assert_eq!(
+        node.installed
+            .plan_locals(&alive, &wanted.iter().collect::<Vec<_>>()),
+        []
+    );
+    // After a restart only identities are known, and that is enough.
+    let restarted = Installed::from_contents(&node.maps, CAPACITY, view());
+    assert_eq!(restarted.plan_locals(&alive, &[]), []);
+}
+
+#[test]
+fn peers_follow_nodes_and_go_only_when_all_are_known() {
+    let mut node = Node::new(CAPACITY);
+    let ops = node.installed.plan_peers(false);
+    assert_eq!(ops.len(), 1);
+    node.all(&ops);
+    let mut view = view();
+    view.nodes.clear();
+    node.installed.set_view(view);
+    assert_eq!(node.installed.plan_peers(false), []);
+    assert_eq!(node.installed.plan_peers(true).len(), 1);
+}
+
+/// Ten thousand Services of five pods. The time is printed, not asserted: debug builds and shared machines differ.
+#[test]
+fn ten_thousand_services_share_their_rows() {
+    let capacity = Capacity {
+        backends: 1 << 17,
+        slots: 1 << 18,
+        sets: 1 << 16,
+        services: 1 << 15,
+        regions: 4096,
+        rows: 1 << 22,
+    };
+    let mut installed = Installed::from_contents(&Contents::default(), capacity, view());
+    let count = if cfg!(debug_assertions) {
+        2_000
+    } else {
+        10_000_u32
+    };
+    let specs: Vec<_> = (0..count)
+        .map(|n| {
+            let mut slots = Slots::none(HashFields::FiveTuple);
+            let usable = (0..5)
+                .map(|pod| {
+                    let address = IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + n * 8 + pod));
+                    let uid = format!("{n}-{pod}").into();
+                    (
+                        Candidate {
+                            uid,
+                            node: "far".into(),
+                            address,
+                            ports: [8080].into(),
+                        },
+                        Weight::ONE,
+                    )
+                })
+                .collect();
+            let input = Input {
+                usable: &usable,
+                fields: HashFields::FiveTuple,
+                dead: &|_| false,
+                now: Timestamp::UNIX_EPOCH,
+            };
+            slot::assign(&mut slots, &mut Waiting::default(), &input);
+            let ports = vec![Port {
+                name: String::new(),
+                port: 80,
+                protocol: Protocol::Tcp,
+            }];
+            let group = Group {
+                family: Family::IPv4,
+                ports,
+                slots,
+            };
+            table::encode(
+                &n.to_string(),
+                1,
+                &[IpAddr::V4(Ipv4Addr::from(0xc612_0000 + n))],
+                &[group],
+            )
+        })
+        .collect();
+    let start = Instant::now();
+    let mut services = Vec::new();
+    for spec in &specs {
+        let service = installed.decode(spec).unwrap();
+        for op in installed.plan(&service).unwrap() {
+            installed.record(&op);
+        }
+        services.push(service);
+    }
+    let planned = start.elapsed();
+    assert_eq!(installed.collect(&services), []);
+    println!(
+        "{count} Services: planned in {planned:?}, collected in {:?}",
+        start.elapsed() - planned
+    );
+    assert_eq!(installed.usage().regions, 1);
+    assert_eq!(installed.usage().backends, count * 5);
+}
