@@ -281,16 +281,16 @@ impl<'a> Draft<'a> {
         let (Some(pod), Some(known)) = (entry.pod, &entry.known) else {
             return;
         };
-        let value = match &entry.value {
-            Some(value) => **value,
-            None => {
-                let value = view.render(&pod, &known.node);
-                self.backends.push(Op::Backend {
-                    id,
-                    value: Box::new(value),
-                });
-                value
-            }
+        let value = if let Some(value) = &entry.value {
+            **value
+        } else {
+            let value = view.render(&pod, &known.node);
+            let op = Op::Backend {
+                id,
+                value: Box::new(value),
+            };
+            self.backends.push(op);
+            value
         };
         let Some((key, value)) = backends::local(id, &pod, &value) else {
             return;

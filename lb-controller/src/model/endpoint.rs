@@ -324,4 +324,4 @@ impl Merge<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

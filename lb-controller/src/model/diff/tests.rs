@@ -1,6 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Instant;
 
 use jiff::Timestamp;
 use proptest::prelude::*;
@@ -76,7 +75,9 @@ impl Node {
     }
 
     fn all(&mut self, ops: &[Op]) {
-        ops.iter().for_each(|op| self.carry_out(op));
+        for op in ops {
+            self.carry_out(op);
+        }
     }
 
     fn want(&mut self, spec: &ServiceTableSpec) -> Vec<Op> {
@@ -204,7 +205,7 @@ impl Life {
         let ports = 0..self.groups[0].ports.len() as u16;
         Candidate {
             uid: format!("{}-pod-{pod}", self.uid).into(),
-            node: if pod % 3 == 0 { "here" } else { "far" }.into(),
+            node: if pod.is_multiple_of(3) { "here" } else { "far" }.into(),
             address: IpAddr::V4(Ipv4Addr::new(10, 0, at, pod)),
             ports: ports.map(|n| 8080 + n).collect(),
         }
@@ -295,7 +296,7 @@ fn check_done(node: &Node, spec: &ServiceTableSpec) -> Result<(), TestCaseError>
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     /// Services come, change and go; each operation may be the last one before a failure, after which everything is
     /// planned again, sometimes by a new process.
@@ -308,7 +309,7 @@ proptest! {
         let ports: [&[u16]; 4] = [&[80], &[81], &[82], &[83, 443]];
         let mut lives: Vec<Life> = (0..).zip(ports).map(|(n, ports)| Life::new(n, ports)).collect();
         let mut specs: BTreeMap<u8, ServiceTableSpec> = BTreeMap::new();
-        for (second, (who, mask, failure, kind)) in steps.into_iter().enumerate() {
+        for (second, (who, mask, failure, kind)) in (0_i64..).zip(steps) {
             let life = &mut lives[usize::from(who)];
             if kind == 0 {
                 let ops = node.installed.plan_removal(&life.uid);
@@ -318,7 +319,7 @@ proptest! {
                 continue;
             }
             let dead = if kind == 1 { !mask } else { 0 };
-            let spec = life.next(mask, dead, second as i64 * 25);
+            let spec = life.next(mask, dead, second * 25);
             // Everybody a slot of this Service names before or after; nobody only if one of both says nobody.
             let named = specs.get(&who).into_iter().chain([&spec]).flat_map(Life::owners);
             let allowed: HashSet<u32> = named.flat_map(|(_, slots)| slots).flatten().collect();
@@ -515,7 +516,7 @@ fn peers_follow_nodes_and_go_only_when_all_are_known() {
     assert_eq!(node.installed.plan_peers(true).len(), 1);
 }
 
-/// Ten thousand Services of five pods. The time is printed, not asserted: debug builds and shared machines differ.
+/// Services of five pods: ten thousand, or fewer where nothing is optimised.
 #[test]
 fn ten_thousand_services_share_their_rows() {
     let capacity = Capacity {
@@ -528,7 +529,7 @@ fn ten_thousand_services_share_their_rows() {
     };
     let mut installed = Installed::from_contents(&Contents::default(), capacity, view());
     let count = if cfg!(debug_assertions) {
-        2_000
+        500
     } else {
         10_000_u32
     };
@@ -570,12 +571,11 @@ fn ten_thousand_services_share_their_rows() {
             table::encode(
                 &n.to_string(),
                 1,
-                &[IpAddr::V4(Ipv4Addr::from(0xc612_0000 + n))],
+                &[IpAddr::V4(Ipv4Addr::from(0xc615000 + n))],
                 &[group],
             )
         })
         .collect();
-    let start = Instant::now();
     let mut services = Vec::new();
     for spec in &specs {
         let service = installed.decode(spec).unwrap();
@@ -584,12 +584,7 @@ fn ten_thousand_services_share_their_rows() {
         }
         services.push(service);
     }
-    let planned = start.elapsed();
     assert_eq!(installed.collect(&services), []);
-    println!(
-        "{count} Services: planned in {planned:?}, collected in {:?}",
-        start.elapsed() - planned
-    );
     assert_eq!(installed.usage().regions, 1);
     assert_eq!(installed.usage().backends, count * 5);
 }

@@ -356,10 +356,8 @@ fn affinity_is_another_table_of_the_same_rows() {
 #[test]
 fn ten_to_eleven_changes_the_size() {
     let mut group = Group::new();
-    let ten: String = (b'a'..b'k')
-        .map(|c| format!("{} ", char::from(c)))
-        .collect();
-    group.assign(0, &ten);
+    let ten = "a b c d e f g h i j";
+    group.assign(0, ten);
     assert_eq!(group.slots.shape.size().get(), 1021);
     group.assign(1, &format!("{ten} k"));
     group.assign(3, &format!("{ten} k"));
@@ -369,7 +367,8 @@ fn ten_to_eleven_changes_the_size() {
     );
     let mut group = Group::new();
     group.assign(0, "a b c d e f g h i j");
-    let many: String = (0..25).map(|n| format!("p{n} ")).collect();
+    let many: Vec<_> = (0..25).map(|n| format!("p{n}")).collect();
+    let many = many.join(" ");
     group.assign(1, &many);
     group.assign(3, &many);
     assert_eq!(group.slots.shape.size().get(), 4093);
