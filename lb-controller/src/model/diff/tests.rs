@@ -571,7 +571,7 @@ fn ten_thousand_services_share_their_rows() {
             table::encode(
                 &n.to_string(),
                 1,
-                &[IpAddr::V4(Ipv4Addr::from(0xc615000 + n))],
+                &[IpAddr::V4(Ipv4Addr::from(0xc612_0000 + n))],
                 &[group],
             )
         })
