@@ -12,6 +12,7 @@ pub mod candidate;
 pub mod collect;
 pub mod diff;
 pub mod endpoint;
+pub mod explain;
 mod ids;
 pub mod installed;
 pub mod ipam;
