@@ -250,7 +250,7 @@ impl<'a> Live<'a> {
             .map(|table| table.rows)
             .collect();
         let regions = self.installed.region_values.iter();
-        let free = regions.filter(|(_, region)| !named.contains(&region.rows));
+        let free = regions.filter(|(_, (region, _))| !named.contains(&region.rows));
         free.map(|(RegionId(id), _)| Op::FreeRegion { id: RegionId(*id) })
             .collect()
     }

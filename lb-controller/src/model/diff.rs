@@ -11,7 +11,7 @@
 //! ```
 //! What nothing names any more is freed later and after a grace period: see [`super::collect`].
 
-use lb_ebpf::abi::{self, OLDER_MAX, ROWS_PER_ELEMENT, SLOT_DEVIATES, service_flag};
+use lb_ebpf::abi::{self, ROWS_PER_ELEMENT, SLOT_DEVIATES, service_flag};
 
 use super::backends;
 use super::installed::{Installed, PlanError, range_len};
@@ -109,6 +109,35 @@ impl Installed {
         let old = self.keys.entry(service.uid.clone()).or_default();
         old.retain(|key| !keys.contains(key) && self.services.contains_key(key));
         old.splice(0..0, keys);
+    }
+}
+
+/// The set of a slot and its flag. A slot without a current occupant refuses first packets, but packets in the middle of
+/// flows still go to who may own them: it deviates from the newest older one to nobody.
+fn set_of(cell: &[u32]) -> (abi::Set, u32) {
+    match cell {
+        [0, newest, older @ ..] if *newest != 0 => {
+            let older = std::array::from_fn(|n| older.get(n).copied().unwrap_or(0));
+            (
+                abi::Set {
+                    current: *newest,
+                    older,
+                    ..abi::Set::default()
+                },
+                SLOT_DEVIATES,
+            )
+        }
+        [_, older @ ..] => {
+            let older = std::array::from_fn(|n| older.get(n).copied().unwrap_or(0));
+            (
+                abi::Set {
+                    older,
+                    ..abi::Set::default()
+                },
+                0,
+            )
+        }
+        [] => (abi::Set::default(), 0),
     }
 }
 
@@ -245,15 +274,15 @@ impl<'a> Draft<'a> {
         for (place, id) in cell.iter().enumerate().filter(|(_, id)| **id != 0) {
             self.backend(BackendId(*id), place == 0);
         }
-        let older: [u32; OLDER_MAX] = std::array::from_fn(|n| cell[1 + n]);
-        let set = if older == [0; OLDER_MAX] {
+        let (set, deviates) = set_of(cell);
+        let set = if set == abi::Set::default() {
             0
         } else {
-            self.set(older, like)?
+            self.set(set, like)?
         };
         let value = abi::Slot {
             first: cell[0],
-            set,
+            set: set | deviates,
         };
         self.slots.push(Op::Slot {
             index: SlotIndex(index),
@@ -302,11 +331,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn set(&mut self, older: [u32; OLDER_MAX], like: u32) -> Result<u32, PlanError> {
-        let value = abi::Set {
-            older,
-            ..abi::Set::default()
-        };
+    fn set(&mut self, value: abi::Set, like: u32) -> Result<u32, PlanError> {
         let lent = self
             .installed
             .slots
@@ -343,7 +368,7 @@ impl<'a> Draft<'a> {
         let installed = self.installed.regions.get(&table.digest);
         let installed = installed
             .and_then(|id| self.installed.region_values.get(id))
-            .copied();
+            .map(|(region, _)| *region);
         let planned = || {
             self.regions
                 .iter()

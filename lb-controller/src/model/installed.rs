@@ -17,6 +17,7 @@ use lb_ebpf::wire::Addr6;
 
 use super::backends::{Backends, Known, View};
 use super::ids::{Extents, Used};
+use super::maglev::Rows;
 use super::op::{BackendId, LocalKey, Op, RegionId, ServiceKey, SetId, SlotIndex};
 use super::plan::{CELL, Entry, Service, Table, service_key};
 use super::secret::identity;
@@ -56,7 +57,7 @@ pub struct Installed {
     /// Slot ranges that no service names any more, but a program may still read.
     pub(super) orphans: Vec<u32>,
     pub(super) regions: HashMap<u64, RegionId>,
-    pub(super) region_values: BTreeMap<RegionId, abi::Region>,
+    pub(super) region_values: BTreeMap<RegionId, (abi::Region, Rows)>,
     pub(super) used_regions: Used,
     pub(super) row_ranges: Extents,
     pub(super) services: BTreeMap<ServiceKey, abi::ServiceEntry>,
@@ -109,8 +110,8 @@ impl Installed {
         for (id, value) in ids {
             installed.backends.set(*id, value);
         }
-        for (id, (region, _)) in regions {
-            installed.set_region(*id, *region);
+        for (id, (region, rows)) in regions {
+            installed.set_region(*id, *region, rows.as_slice().into());
         }
         for (id, value) in sets {
             installed.set_set(*id, *value);
@@ -178,6 +179,34 @@ impl Installed {
             sets: self.used_sets.len() - 1,
             slots: self.slot_ranges.len(),
             services: self.services.len() as u32,
+        }
+    }
+
+    /// What the maps should hold after everything recorded so far: what a read-back is compared with.
+    pub fn contents(&self) -> Contents {
+        let backends = self.backends.iter();
+        let slots = self
+            .slots
+            .iter()
+            .zip(0..)
+            .filter(|(slot, _)| **slot != abi::Slot::default());
+        let sets = self.used_sets.iter().skip(1);
+        let regions = self.region_values.iter();
+        Contents {
+            backends: backends
+                .filter_map(|(id, e)| Some((id, **e.value.as_ref()?)))
+                .collect(),
+            regions: regions
+                .map(|(id, (region, rows))| (*id, (*region, rows.to_vec())))
+                .collect(),
+            sets: sets.map(|id| (SetId(id), self.sets[id as usize])).collect(),
+            slots: slots
+                .map(|(slot, index)| (SlotIndex(index), *slot))
+                .collect(),
+            services: self.services.clone(),
+            locals: self.locals.clone(),
+            peers: self.peers.clone(),
+            config: self.config,
         }
     }
 
@@ -260,11 +289,7 @@ impl Installed {
     pub fn record(&mut self, op: &Op) {
         match op {
             Op::Backend { id, value } => self.backends.set(*id, value),
-            Op::Rows {
-                id,
-                region,
-                rows: _,
-            } => self.set_region(*id, *region),
+            Op::Rows { id, region, rows } => self.set_region(*id, *region, rows.clone()),
             Op::Set { id, value } => self.set_set(*id, *value),
             Op::Slot { index, value } => self.set_slot(*index, *value),
             Op::Service { key, value } => self.set_service(*key, *value),
@@ -297,18 +322,18 @@ impl Installed {
         }
     }
 
-    fn set_region(&mut self, id: RegionId, region: abi::Region) {
+    fn set_region(&mut self, id: RegionId, region: abi::Region, rows: Rows) {
         self.used_regions.insert(id.0);
         let start = region.rows / ROWS_PER_ELEMENT;
         self.row_ranges
             .insert(start, region.size.div_ceil(ROWS_PER_ELEMENT));
         self.regions.insert(region.digest, id);
-        self.region_values.insert(id, region);
+        self.region_values.insert(id, (region, rows));
     }
 
     fn free_region(&mut self, id: RegionId) {
         self.used_regions.remove(id.0);
-        if let Some(region) = self.region_values.remove(&id) {
+        if let Some((region, _)) = self.region_values.remove(&id) {
             self.row_ranges.remove(region.rows / ROWS_PER_ELEMENT);
             if self.regions.get(&region.digest) == Some(&id) {
                 self.regions.remove(&region.digest);
@@ -339,7 +364,12 @@ impl Installed {
             .unwrap_or_default();
         let cell = &mut self.cells[at * CELL..(at + 1) * CELL];
         cell[0] = value.first;
-        cell[1..=OLDER_MAX].copy_from_slice(&set.older);
+        if value.set & SLOT_DEVIATES == 0 {
+            cell[1..].copy_from_slice(&set.older);
+        } else {
+            cell[1] = set.current;
+            cell[2..].copy_from_slice(&set.older[..OLDER_MAX - 1]);
+        }
     }
 
     fn set_service(&mut self, key: ServiceKey, value: abi::ServiceEntry) {

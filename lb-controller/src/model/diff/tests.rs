@@ -138,15 +138,17 @@ fn tables(maps: &Contents, key: ServiceKey) -> Option<Vec<BTreeMap<u16, Owners>>
         );
         let index = SlotIndex(entry.slots + u32::from(slot));
         let slot = maps.slots.get(&index).copied().unwrap_or_default();
-        let set = match slot.set {
+        let set = match slot.set & !SLOT_DEVIATES {
             0 => abi::Set::default(),
             id => maps.sets[&SetId(id)],
         };
-        let older = set
-            .older
-            .iter()
-            .filter(|id| **id != 0)
-            .map(|id| identity(*id));
+        assert_eq!(slot.set & SLOT_DEVIATES != 0, set.current != 0);
+        assert!(
+            set.current == 0 || slot.first == 0,
+            "deviates to nobody only"
+        );
+        let older = [set.current].into_iter().chain(set.older);
+        let older = older.filter(|id| *id != 0).map(identity);
         [identity(slot.first)].into_iter().chain(older).collect()
     };
     let named = [entry.current, entry.previous[0], entry.previous[1]];
@@ -350,6 +352,7 @@ proptest! {
                 prop_assert_eq!(node.installed.plan(&service).unwrap(), vec![]);
             }
             prop_assert_eq!(node.installed.collect(node.wanted.values()), vec![]);
+            prop_assert_eq!(&node.installed.contents(), &node.maps);
             let read = Installed::from_contents(&node.maps, CAPACITY, view());
             prop_assert_eq!(&read.cells, &node.installed.cells[..read.cells.len()].to_vec());
         }
@@ -398,6 +401,22 @@ fn first_service_comes_in_order() {
             "Backend", "Local", "Backend", "Local", "Rows", "Slot", "Slot", "Service", "Service"
         ]
     );
+}
+
+#[test]
+fn without_a_usable_pod_flows_still_find_theirs() {
+    let mut node = Node::new(CAPACITY);
+    let mut life = Life::new(1, &[80]);
+    for (mask, second) in [(0b10, 0), (0b100, 1), (0, 2)] {
+        let ops = node.want(&pods(&mut life, mask, second));
+        node.all(&ops);
+    }
+    let slot = node.maps.slots[&SlotIndex(0)];
+    assert_eq!((slot.first, slot.set & SLOT_DEVIATES), (0, SLOT_DEVIATES));
+    let set = node.maps.sets[&SetId(slot.set & !SLOT_DEVIATES)];
+    let owner = |id: u32| node.maps.backends[&BackendId(id)].identity;
+    assert_eq!(owner(set.current), identity("service-1-pod-2", 8080));
+    assert_eq!(owner(set.older[0]), identity("service-1-pod-1", 8080));
 }
 
 #[test]
@@ -587,4 +606,86 @@ fn ten_thousand_services_share_their_rows() {
     assert_eq!(installed.collect(&services), []);
     assert_eq!(installed.usage().regions, 1);
     assert_eq!(installed.usage().backends, count * 5);
+}
+
+/// One pod of a thousand replaced, in nanoseconds of this build: `cargo test --release … -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints a time"]
+fn time_of_one_replaced_pod() {
+    let capacity = Capacity {
+        backends: 1 << 17,
+        slots: 1 << 18,
+        sets: 1 << 16,
+        rows: 1 << 22,
+        ..CAPACITY
+    };
+    let mut node = Node::new(capacity);
+    let spec = |replaced: u32| {
+        let mut slots = Slots::none(HashFields::FiveTuple);
+        let mut waiting = Waiting::default();
+        for last in [0, replaced] {
+            let usable = (0..1000_u32)
+                .map(|pod| {
+                    let pod = if pod == 500 { 2000 + last } else { pod };
+                    let address = IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + pod));
+                    (
+                        Candidate {
+                            uid: format!("{pod}").into(),
+                            node: "far".into(),
+                            address,
+                            ports: [8080].into(),
+                        },
+                        Weight::ONE,
+                    )
+                })
+                .collect();
+            let input = Input {
+                usable: &usable,
+                fields: HashFields::FiveTuple,
+                dead: &|_| false,
+                now: Timestamp::UNIX_EPOCH,
+            };
+            slot::assign(&mut slots, &mut waiting, &input);
+        }
+        let ports = vec![Port {
+            name: String::new(),
+            port: 80,
+            protocol: Protocol::Tcp,
+        }];
+        table::encode(
+            "u",
+            1,
+            &[IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1))],
+            &[Group {
+                family: Family::IPv4,
+                ports,
+                slots,
+            }],
+        )
+    };
+    let ops = node.want(&spec(0));
+    node.all(&ops);
+    let mut times = Vec::new();
+    for n in 1..2000 {
+        let service = node.installed.decode(&spec(1 + n % 7)).unwrap();
+        let start = std::time::Instant::now();
+        let ops = node.installed.plan(&service).unwrap();
+        times.push(start.elapsed().as_nanos());
+        assert!(ops.len() <= 3, "{ops:?}");
+        for op in &ops {
+            node.installed.record(op);
+        }
+        node.wanted.insert("u".into(), service);
+        if n % 100 == 0 {
+            for op in node.installed.collect(node.wanted.values()) {
+                node.installed.record(&op);
+            }
+        }
+    }
+    times.sort_unstable();
+    eprintln!(
+        "plan: min {} ns, median {} ns",
+        times[0],
+        times[times.len() / 2]
+    );
 }
