@@ -1,0 +1,263 @@
+//! The owner node: known, admit, relay, hold back.
+//!
+//! The packet is as the client sent it, whether it came encapsulated or was for a pod of this node from the start. The
+//! node whose pod owns the flow is the only authority on it: a packet of a flow that nobody here knows is passed on to the
+//! next candidate, and nobody is asked twice.
+
+mod admit;
+mod know;
+mod walk;
+
+pub use know::{Knowledge, flow_ends, is_closing, know, promote};
+
+use crate::abi::{
+    Backend, DropReason, FirstPod, Flow, HalfOpen, POD_ADDRESS_V4, ServiceEntry, Stat, TableRef,
+    Tuple, backend_flag, mark,
+};
+use crate::balance;
+use crate::candidates::Candidates;
+use crate::decap::Arrival;
+use crate::deliver;
+use crate::encap::{Asked, Carried};
+use crate::family::Family;
+use crate::frame::Frame;
+use crate::path::Tags;
+use crate::subject::{self, Finding, IP_AT, Subject};
+use crate::tables::Tables;
+use crate::verdict::Verdict;
+use crate::wire::{Addr6, Be16, Be32};
+
+use admit::{admit, first};
+use walk::walk;
+
+/// Where a packet goes, beside the verdict of [`decide`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target<A> {
+    /// [`Step::DELIVER`]: the pod.
+    pub pod: A,
+    /// Its port.
+    pub port: Be16,
+    /// [`Step::RELAY`]: the mark byte to send; for admissions the one that came.
+    pub mark: u8,
+    /// Identity of the pod and port.
+    pub identity: u32,
+    /// [`Step::RELAY`]: the backend.
+    pub backend: u32,
+}
+
+impl<A> Target<A> {
+    /// Makes a backend of this node the target.
+    #[inline(always)]
+    fn aim<F: Family<Addr = A>>(&mut self, backend: &Backend) {
+        self.pod = address::<F>(backend);
+        self.port = backend.port;
+        self.identity = backend.identity;
+    }
+}
+
+/// What to do with a packet at the owner node, in one word (see [`Verdict`]).
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Step(u64);
+
+impl Step {
+    /// To a pod of this node.
+    pub const DELIVER: Self = Self(0);
+    /// To a backend of another node, with the list of those asked.
+    pub const RELAY: Self = Self(1);
+
+    /// Dropped for a reason.
+    #[inline(always)]
+    pub const fn drop(reason: DropReason) -> Self {
+        Self(2 | (reason as u64) << 32)
+    }
+}
+
+impl From<DropReason> for Step {
+    #[inline(always)]
+    fn from(reason: DropReason) -> Self {
+        Self::drop(reason)
+    }
+}
+
+/// The arrival that a packet for a backend of this node would have had.
+#[inline(always)]
+pub fn at_backend<F: Family>(backend: &Backend) -> Arrival {
+    Arrival {
+        pod: F::mapped(address::<F>(backend)),
+        port: backend.port,
+        mark: 0,
+        is_v6: u8::from(F::IS_V6),
+        identity: backend.identity,
+        asked: Asked::NOBODY,
+    }
+}
+
+/// The pod address in a local backend's template.
+#[inline(always)]
+fn address<F: Family>(backend: &Backend) -> F::Addr {
+    F::addr_in(&backend.header, POD_ADDRESS_V4)
+}
+
+/// What the owner's decision works on. In the kernel it lives in a per-CPU map and not on the stack: the verifier does not
+/// follow values in maps, so ways through the program that differ only in them are one way to it, and the stack of a
+/// call chain is short (512 bytes).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Work<A> {
+    /// What the packet is about.
+    pub subject: Subject<A>,
+    /// Where it goes; at first the pod that it came for.
+    pub target: Target<A>,
+    /// Who may own its flow.
+    pub list: Candidates,
+    /// The flow's key in `flows` and `half_open`.
+    pub key: Tuple<A>,
+    /// An entry to be written.
+    pub flow: Flow<A>,
+    /// An entry to be written.
+    pub half_open: HalfOpen<A>,
+    /// An entry to be written.
+    pub first: FirstPod<A>,
+    /// The closing owner: one more than its place among the asked, or 0.
+    pub closing_at: u32,
+}
+
+/// [`Work`] of both families and the arrival that it begins with. All zeroes is a valid value.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scratch {
+    /// What came in.
+    pub arrival: Arrival,
+    /// VLAN tags taken off.
+    pub tags: Tags,
+    /// For IPv4.
+    pub v4: Work<Be32>,
+    /// For IPv6.
+    pub v6: Work<Addr6>,
+}
+
+/// A packet that has reached a node which may own its flow: decides, then acts.
+#[inline(never)]
+pub fn node<F: Family, X: Frame, T: Tables<F>>(
+    handle: X::Handle,
+    tables: T,
+    scratch: &mut Scratch,
+) -> Verdict {
+    let frame = X::open(handle);
+    let Some(ip) = frame.read::<F::Header>(IP_AT) else {
+        return DropReason::Truncated.into();
+    };
+    if !F::is_valid(&ip) || IP_AT + F::total_len(&ip) > frame.len() {
+        return DropReason::Truncated.into();
+    }
+    let (arrival, work) = F::work(scratch);
+    let finding = subject::of::<F, X, T>(handle, tables, &mut work.subject);
+    if finding == Finding::OTHER {
+        return DropReason::EncapMalformed.into();
+    }
+    if finding != Finding::FOUND {
+        return finding.verdict();
+    }
+    let Arrival {
+        port,
+        mark,
+        identity,
+        ..
+    } = *arrival;
+    work.target = Target {
+        pod: F::from_mapped(arrival.pod),
+        port,
+        mark,
+        identity,
+        backend: 0,
+    };
+    let step = decide::<F, T>(tables, arrival, work);
+    if step == Step::DELIVER {
+        tables.count(deliver::stat(work.subject.kind));
+        return deliver::to_pod::<F, X>(handle, work);
+    }
+    if step == Step::RELAY {
+        return relay::<F, X, T>(handle, tables, work, &arrival.asked);
+    }
+    Verdict::of_step(step.0)
+}
+
+/// What to do with a packet about a flow that may be this node's.
+///
+/// Writes flow state (what the client does to a flow, admissions, first sights) and nothing of the packet.
+#[inline(never)]
+pub fn decide<F: Family, T: Tables<F>>(
+    tables: T,
+    arrival: &mut Arrival,
+    work: &mut Work<F::Addr>,
+) -> Step {
+    let now_ns = tables.now_ns();
+    if work.subject.is_first() {
+        return first::<F, T>(tables, arrival, work, now_ns);
+    }
+    match know::<F, T>(tables, work, now_ns) {
+        Knowledge::Known => Step::DELIVER,
+        Knowledge::InUse => DropReason::TupleInUse.into(),
+        Knowledge::Closing if closing_owner(arrival) == Some(arrival.identity) => Step::DELIVER,
+        Knowledge::Unknown if arrival.mark & mark::ADMIT != 0 => {
+            admit::<F, T>(tables, work, now_ns)
+        }
+        known => walk::<F, T>(tables, arrival, work, known == Knowledge::Closing, now_ns),
+    }
+}
+
+/// The closing owner that the mark names.
+#[inline(always)]
+fn closing_owner(arrival: &Arrival) -> Option<u32> {
+    let at = arrival.mark >> mark::CLOSING_SHIFT & mark::CLOSING_MASK;
+    if at == 0 {
+        None
+    } else {
+        arrival.asked.get(u32::from(at) - 1)
+    }
+}
+
+/// The service entry that a subject is about.
+#[inline(always)]
+fn service_of<'a, F: Family, T: Tables<F>>(
+    tables: &'a T,
+    subject: &Subject<F::Addr>,
+) -> Option<&'a ServiceEntry> {
+    let Tuple {
+        dst, ports, proto, ..
+    } = subject.tuple;
+    tables.service(&F::service_key(dst, ports.dst, proto))
+}
+/// Passes the packet on to a backend of another node.
+#[inline(never)]
+fn relay<F: Family, X: Frame, T: Tables<F>>(
+    handle: X::Handle,
+    tables: T,
+    work: &Work<F::Addr>,
+    asked: &Asked,
+) -> Verdict {
+    let Work {
+        subject, target, ..
+    } = work;
+    if !tables.take_relay(tables.now_ns()) {
+        return DropReason::RelayRate.into();
+    }
+    let mut frame = X::open(handle);
+    let Some(backend) = tables.backend(target.backend) else {
+        return DropReason::TableFault.into();
+    };
+    if backend.flags & backend_flag::NO_NEXT_HOP != 0 {
+        return DropReason::NoNextHop.into();
+    }
+    let Some(ip) = frame.read::<F::Header>(IP_AT) else {
+        return DropReason::Truncated.into();
+    };
+    let hash = balance::flow_hash::<F, T>(tables, &subject.tuple, &TableRef::default());
+    let carried = Carried {
+        len: F::total_len(&ip),
+        class: F::traffic_class(&ip),
+        hash,
+        mark: target.mark,
+    };
+    tables.count(Stat::Relayed);
+    balance::send::<F, X>(&mut frame, backend, carried, asked)
+}

@@ -1,0 +1,171 @@
+//! Packets of flows that nobody here knows: the candidates are asked in turn, and what no one claims is held back.
+
+use super::admit::admit;
+use super::know::{Knowledge, know};
+use super::{Step, Work, service_of};
+use crate::abi::{
+    DropReason, HOLD_BACK_MAX_NS, HOLD_BACK_MIN_NS, STAMP_FRESH_NS, Stat, backend_flag,
+    config_flag, mark,
+};
+use crate::candidates::{self, PLACES};
+use crate::decap::Arrival;
+use crate::encap::Asked;
+use crate::family::Family;
+use crate::subject::{Kind, Subject};
+use crate::tables::Tables;
+use crate::wire::{protocol, tcp_flag};
+
+/// Nobody here knows the flow, or only as closing: ask the other candidates, those of this node in place, the first of
+/// another node by passing the packet on.
+#[inline(never)]
+pub(super) fn walk<F: Family, T: Tables<F>>(
+    tables: T,
+    arrival: &mut Arrival,
+    work: &mut Work<F::Addr>,
+    closing: bool,
+    now_ns: u64,
+) -> Step {
+    let asked = &mut arrival.asked;
+    work.closing_at = u32::from(arrival.mark >> mark::CLOSING_SHIFT & mark::CLOSING_MASK);
+    asked.push(arrival.identity);
+    if closing && work.closing_at == 0 {
+        work.closing_at = asked.len();
+    }
+    let Some(service) = service_of::<F, T>(&tables, &work.subject) else {
+        return DropReason::NoSuchPod.into();
+    };
+    candidates::of::<F, T>(tables, service, &work.subject.tuple, &mut work.list);
+    let relay_off = tables.config().flags & config_flag::RELAY_OFF != 0;
+    let mut i = 0;
+    while i < PLACES {
+        let id = work.list.ids[i];
+        i += 1;
+        if id == 0 || asked.is_full() {
+            continue;
+        }
+        let Some(backend) = tables.backend(id) else {
+            continue;
+        };
+        if asked.contains(backend.identity) || backend.flags & backend_flag::NO_NEXT_HOP != 0 {
+            continue;
+        }
+        if backend.flags & backend_flag::LOCAL == 0 {
+            if relay_off {
+                continue;
+            }
+            work.target.backend = id;
+            work.target.mark = (work.closing_at as u8) << mark::CLOSING_SHIFT;
+            return Step::RELAY;
+        }
+        asked.push(backend.identity);
+        tables.count(Stat::AskedInPlace);
+        work.target.aim::<F>(backend);
+        match know::<F, T>(tables, work, now_ns) {
+            Knowledge::Known => return Step::DELIVER,
+            Knowledge::Closing if work.closing_at == 0 => work.closing_at = asked.len(),
+            Knowledge::Closing | Knowledge::InUse | Knowledge::Unknown => {}
+        }
+    }
+    if work.closing_at != 0 {
+        return back_to_closing::<F, T>(tables, asked, work);
+    }
+    nobody::<F, T>(tables, work, now_ns)
+}
+
+/// A walk that found a closing owner and nobody else ends at that owner.
+#[inline(always)]
+fn back_to_closing<F: Family, T: Tables<F>>(
+    tables: T,
+    asked: &Asked,
+    work: &mut Work<F::Addr>,
+) -> Step {
+    let Work {
+        target,
+        list,
+        closing_at,
+        ..
+    } = work;
+    let closing_at = *closing_at;
+    let owner = asked.get(closing_at.wrapping_sub(1));
+    let mut i = 0;
+    while i < PLACES {
+        let id = list.ids[i];
+        i += 1;
+        let Some(backend) = tables.backend(id) else {
+            continue;
+        };
+        if Some(backend.identity) != owner {
+            continue;
+        }
+        if backend.flags & backend_flag::LOCAL == 0 {
+            target.backend = id;
+            target.mark = (closing_at as u8) << mark::CLOSING_SHIFT;
+            return Step::RELAY;
+        }
+        target.aim::<F>(backend);
+        return Step::DELIVER;
+    }
+    DropReason::NoSuchPod.into()
+}
+
+/// Nobody is left: a new UDP flow, or a TCP packet to hold back.
+#[inline(always)]
+fn nobody<F: Family, T: Tables<F>>(tables: T, work: &mut Work<F::Addr>, now_ns: u64) -> Step {
+    let Work {
+        subject,
+        target,
+        list,
+        ..
+    } = work;
+    let current = list.current();
+    if subject.kind == Kind::IcmpError {
+        return DropReason::IcmpUnknownFlow.into();
+    }
+    if subject.tuple.proto == protocol::TCP
+        && let Err(reason) = second_sight::<F, T>(tables, subject, now_ns)
+    {
+        return reason.into();
+    }
+    let Some(backend) = tables.backend(current) else {
+        return DropReason::NoBackend.into();
+    };
+    target.mark = mark::ADMIT;
+    if backend.flags & backend_flag::LOCAL == 0 {
+        target.backend = current;
+        return Step::RELAY;
+    }
+    target.aim::<F>(backend);
+    admit::<F, T>(tables, work, now_ns)
+}
+
+/// Whether a TCP packet that nobody knows may be delivered: at its second sight within one fresh period.
+#[inline(always)]
+fn second_sight<F: Family, T: Tables<F>>(
+    tables: T,
+    subject: &Subject<F::Addr>,
+    now_ns: u64,
+) -> Result<(), DropReason> {
+    // A reset needs no answer, and whoever is meant has none to give.
+    if subject.tcp_flags & tcp_flag::RST != 0 {
+        return Err(DropReason::HeldBack);
+    }
+    let stamp = tables.stamp();
+    if stamp.fresh_since_ns == 0 || now_ns.saturating_sub(stamp.stamped_ns) > STAMP_FRESH_NS {
+        return Err(DropReason::NotFresh);
+    }
+    let Some(first_ns) = tables.held(&subject.tuple) else {
+        tables.insert_held(&subject.tuple, now_ns);
+        return Err(DropReason::HeldBack);
+    };
+    let age_ns = now_ns.saturating_sub(first_ns);
+    if age_ns < HOLD_BACK_MIN_NS && first_ns >= stamp.fresh_since_ns {
+        return Err(DropReason::HeldBack);
+    }
+    if age_ns > HOLD_BACK_MAX_NS || first_ns < stamp.fresh_since_ns {
+        tables.insert_held(&subject.tuple, now_ns);
+        return Err(DropReason::HeldBack);
+    }
+    tables.remove_held(&subject.tuple);
+    tables.count(Stat::HeldBackDelivered);
+    Ok(())
+}
