@@ -58,7 +58,7 @@ impl Cluster {
                 .arg("--node-address")
                 .arg(address.addr().to_string());
         }
-        command.arg("--pin-dir").arg(self.pins.join(name));
+        command.arg("--pin-dir").arg(self.network.pins.join(name));
         command.arg("--admin-socket").arg(self.socket(name));
         command.args(["--xdp-mode", &self.settings.xdp_mode]);
         if self.settings.no_relay {

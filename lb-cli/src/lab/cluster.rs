@@ -41,7 +41,6 @@ pub(crate) struct Settings {
 pub(crate) struct Cluster {
     pub(super) settings: Settings,
     pub(super) ledger: Ledger,
-    pub(super) pins: PathBuf,
     /// What joins everything.
     pub(crate) network: Arc<Network>,
     pub(super) manifests: Manifests,
@@ -61,7 +60,6 @@ impl Cluster {
         mut ledger: Ledger,
     ) -> anyhow::Result<Self> {
         let network = Network::build(name, settings.balancers, &mut ledger)?;
-        let pins = ledger.pins()?;
         for part in ["logs", "sockets"] {
             let path = ledger.directory().join(part);
             // Of an earlier run; there need not be any.
@@ -75,7 +73,6 @@ impl Cluster {
         Ok(Self {
             settings,
             ledger,
-            pins,
             network: Arc::new(network),
             manifests,
             pods: Vec::new(),

@@ -1,9 +1,11 @@
 //! Builds the plan: namespaces, links, addresses, routes, offloads. Knows no agents, pods' servers or Services.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use ipnet::IpNet;
+use lb_controller::dataplane::pass;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
@@ -27,6 +29,8 @@ pub(crate) struct Network {
     /// Balancers and nodes.
     pub(crate) machines: Vec<(Machine, Namespace)>,
     router_worker: Worker,
+    /// A bpf file system of the lab's own.
+    pub(crate) pins: PathBuf,
 }
 
 impl Network {
@@ -45,6 +49,16 @@ impl Network {
         for (machine, namespace) in &machines {
             join_machine(machine, namespace, &router)?;
         }
+        let names: Vec<&str> = machines
+            .iter()
+            .map(|(machine, _)| machine.name.as_str())
+            .collect();
+        let pins = ledger.pins()?;
+        let router_pins = pins.join("router");
+        std::fs::create_dir(&router_pins).context("make a directory for pins")?;
+        router
+            .inside(|| Ok(pass::attach(&names, &router_pins)?))
+            .context("prepare the router's links")?;
         let router_worker = router.worker()?;
         Ok(Self {
             prefix,
@@ -52,6 +66,7 @@ impl Network {
             router,
             machines,
             router_worker,
+            pins,
         })
     }
 
@@ -198,13 +213,7 @@ fn join_machine(
         link: &machine.name,
     };
     links::pair(here, there)?;
-    router.inside(|| {
-        let switches = [
-            (Offload::Gro, Switch::On),
-            (Offload::TxChecksum, Switch::Off),
-        ];
-        offloads::switch(&machine.name, &switches)
-    })?;
+    router.inside(|| offloads::switch(&machine.name, &[(Offload::TxChecksum, Switch::Off)]))?;
     links::up(there, &machine.router())?;
     links::up(here, &machine.addresses())?;
     links::routes(

@@ -13,9 +13,6 @@ use rtnetlink::sys::{Socket, SocketAddr};
 /// An offload by the kernel's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Offload {
-    /// Joining received segments. On the peer of a veth that sends with `XDP_TX` it also makes the kernel poll its queue:
-    /// without that (or a program of its own) such frames are lost.
-    Gro,
     /// Leaving transport checksums to the device. Towards a veth with XDP they must be complete: the program sees bytes,
     /// not the kernel's note that a checksum is still to come.
     TxChecksum,
@@ -24,7 +21,6 @@ pub(crate) enum Offload {
 impl Offload {
     fn name(self) -> &'static str {
         match self {
-            Self::Gro => "rx-gro",
             Self::TxChecksum => "tx-checksum-ip-generic",
         }
     }

@@ -108,7 +108,7 @@ impl Default for Sizes {
 
 impl Sizes {
     /// Entries of each map whose size is a setting.
-    fn entries(&self) -> Vec<(&'static str, u32)> {
+    pub(super) fn entries(&self) -> Vec<(&'static str, u32)> {
         let Self { capacity, flows } = *self;
         let Capacity {
             backends,
@@ -262,7 +262,7 @@ fn compare_size(pins: &PinDir, map: &'static str, wanted: u32) -> Result<(), Loa
     .into())
 }
 
-fn object_error(error: EbpfError) -> LoadError {
+pub(super) fn object_error(error: EbpfError) -> LoadError {
     match error {
         EbpfError::MapError(MapError::CreateError { name, io_error }) => LoadError::Map {
             map: name,

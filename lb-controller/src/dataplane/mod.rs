@@ -17,6 +17,7 @@ mod mapping;
 mod netlink;
 pub mod network;
 pub mod next_hop;
+pub mod pass;
 pub mod pin;
 pub mod stamp;
 #[expect(

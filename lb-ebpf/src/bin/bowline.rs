@@ -29,6 +29,13 @@ pub fn bowline_xdp(ctx: XdpContext) -> u32 {
     }
 }
 
+/// Passes everything: for the far end of a veth, which needs a program to receive what `XDP_TX` sends (see
+/// `lb_controller::dataplane::pass`).
+#[xdp]
+pub fn bowline_pass(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
 /// Packets that leave for the wire. Programs and filters after this one still see the packet.
 #[classifier]
 pub fn bowline_egress(ctx: TcContext) -> i32 {
