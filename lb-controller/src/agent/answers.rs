@@ -8,11 +8,14 @@ use lb_ebpf::abi::{self, DropReason, Stat, backend_flag};
 use super::core::{Core, Table};
 use super::{check, view};
 use crate::admin::{self, Counter, MapUsage, ServicePort};
-use crate::dataplane::{ApplyError, Capacity, Counters};
+use crate::dataplane::{ApplyError, Capacity, Contents, Counters};
 use crate::metrics::AgentScrape;
+use crate::model::explain::{self, NoWay};
 use crate::model::installed::{Installed, Usage};
+use crate::model::op::BackendId;
 use crate::model::plan::{self, service_key};
 use crate::model::service::Service;
+use crate::model::template;
 use crate::serve::AskError;
 use crate::source::index::Named;
 
@@ -28,7 +31,7 @@ impl Core {
             abi_version: abi::ABI_VERSION,
             pin_dir: self.settings.pin_dir.display().to_string(),
             uptime_seconds: self.started.elapsed().as_secs(),
-            addresses: view::list(view::own_addresses(self)),
+            addresses: view::list(self.own),
             interfaces: self.shown_interfaces(),
             ready: reasons.is_empty(),
             not_ready_because: reasons,
@@ -66,7 +69,7 @@ impl Core {
     }
 
     /// Services of ours, by name: those that objects name and those that have tables.
-    fn known(&self) -> BTreeMap<Named, Option<&Table>> {
+    pub(super) fn known(&self) -> BTreeMap<Named, Option<&Table>> {
         let objects = self
             .index
             .services()
@@ -303,10 +306,56 @@ impl Core {
         &mut self,
         request: &admin::ExplainRequest,
     ) -> Result<admin::Explanation, AskError> {
-        Err(AskError::Unavailable(format!(
-            "the way of {} is not available in this version",
-            request.client
-        )))
+        let admin::ExplainRequest {
+            client,
+            vip,
+            protocol,
+        } = request;
+        let number = protocol_number(protocol).ok_or_else(|| {
+            AskError::Bad(format!(
+                "protocol {protocol:?} is not known; use TCP or UDP"
+            ))
+        })?;
+        let contents = self.dataplane.read()?;
+        let way =
+            explain::way(&explain::memory(&contents), *client, *vip, number).map_err(|error| {
+                match error {
+                    NoWay::NoService => AskError::NotFound(error.to_string()),
+                    NoWay::Families { .. } => AskError::Bad(error.to_string()),
+                }
+            })?;
+        let key = service_key(vip.ip(), vip.port(), number);
+        let owner = self.tables.iter().find(|(_, table)| {
+            table
+                .decoded()
+                .is_some_and(|decoded| decoded.entries.iter().any(|entry| entry.key == key))
+        });
+        let names = self.names();
+        let candidates = way.candidates.iter().filter_map(|(id, because)| {
+            let value = contents.backends.get(id)?;
+            let pod = template::pod_port(value)?;
+            let name = names.get(&pod.identity);
+            Some(admin::Candidate {
+                backend: id.0,
+                pod: std::net::SocketAddr::new(pod.address, pod.port),
+                pod_name: name.and_then(|name| name.pod.clone()),
+                node: name.map(|name| name.node.clone()),
+                because: because.label().to_owned(),
+                next_hop: next_hop(value),
+            })
+        });
+        let spec = owner.and_then(|(_, table)| table.spec.as_ref());
+        Ok(admin::Explanation {
+            service: owner.map(|(named, _)| named.to_string()),
+            version: owner.and_then(|(_, table)| table.applied),
+            digest: spec.map(digest),
+            hash: way.hash,
+            row: way.row,
+            slot: way.slot,
+            candidates: candidates.collect(),
+            first_packet: outcome(&contents, way.first),
+            mid_flow: outcome(&contents, way.mid_flow),
+        })
     }
 
     /// Everything for metrics.
@@ -398,6 +447,33 @@ fn counted(values: &[u64], labels: impl Iterator<Item = &'static str>) -> Vec<Co
             packets: *packets,
         })
         .collect()
+}
+
+/// What happens to a packet, in a sentence.
+fn outcome(contents: &Contents, verdict: Result<BackendId, DropReason>) -> String {
+    match verdict {
+        Err(reason) => format!("is dropped: {}", reason.label()),
+        Ok(id) => {
+            let pod = contents.backends.get(&id).and_then(template::pod_port);
+            pod.map_or_else(
+                || format!("goes to backend {}, which the maps do not hold", id.0),
+                |pod| {
+                    format!(
+                        "goes to {}",
+                        std::net::SocketAddr::new(pod.address, pod.port)
+                    )
+                },
+            )
+        }
+    }
+}
+
+fn protocol_number(name: &str) -> Option<u8> {
+    match name.to_ascii_uppercase().as_str() {
+        "TCP" => Some(lb_ebpf::wire::protocol::TCP),
+        "UDP" => Some(lb_ebpf::wire::protocol::UDP),
+        _ => None,
+    }
 }
 
 /// How full the maps are whose ids the agent gives out.

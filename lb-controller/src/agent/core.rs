@@ -25,7 +25,7 @@ use crate::metrics::Work;
 use crate::model::installed::Installed;
 use crate::model::op::Op;
 use crate::model::plan;
-use crate::model::template::NextHop;
+use crate::model::template::{NextHop, NodeAddresses};
 use crate::source::directory::{Batch, Directory, WatchError};
 use crate::source::files::{Content, Files};
 use crate::source::index::{Index, Named};
@@ -42,6 +42,9 @@ const APPLY_SLICE: Duration = Duration::from_millis(50);
 const COLLECT_DELAY: Duration = Duration::from_millis(500);
 /// How often the maps are read back whole and compared.
 const DRIFT_PERIOD: Duration = Duration::from_mins(3);
+/// Longest wait at the start for the ways to all nodes. Pinned maps forward meanwhile; what they know of the ways is not
+/// replaced by not knowing them yet.
+const NEXT_HOPS_WAIT: Duration = Duration::from_secs(2);
 /// Longest sleep without an event.
 const SLEEP_MAX: Duration = Duration::from_secs(5);
 
@@ -132,6 +135,13 @@ pub(super) struct Table {
     pub(super) attempt: Attempt,
 }
 
+impl Table {
+    /// As the maps should hold it.
+    pub(super) fn decoded(&self) -> Option<&plan::Service> {
+        self.decoded.as_ref()
+    }
+}
+
 /// The agent without its threads.
 pub struct Core {
     pub(super) settings: Settings,
@@ -156,6 +166,10 @@ pub struct Core {
     pub(super) links: Arc<Links>,
     pub(super) next_hops: Arc<NextHops>,
     wanted: watch::Sender<BTreeSet<IpAddr>>,
+    /// Until when the first apply waits for next hops; none once it has happened.
+    next_hops_until: Option<Instant>,
+    /// Addresses of this node, as last known: they outlive its Node object.
+    pub(super) own: NodeAddresses,
     pub(super) watch_error: Option<String>,
     pub(super) last_list: Option<jiff::Timestamp>,
     pub(super) last_apply: Option<jiff::Timestamp>,
@@ -182,6 +196,7 @@ impl Core {
             view::nobody(&settings.node),
         );
         let now = Instant::now();
+        let own = view::first_of_each(settings.addresses.iter().copied());
         Ok(Self {
             settings,
             dataplane,
@@ -202,6 +217,8 @@ impl Core {
             links: Arc::default(),
             next_hops: Arc::default(),
             wanted,
+            next_hops_until: Some(now + NEXT_HOPS_WAIT),
+            own,
             watch_error: None,
             last_list: None,
             last_apply: None,
@@ -244,6 +261,7 @@ impl Core {
         }
         let changed = self.index.take_changed();
         if changed.nodes {
+            self.own = view::own_addresses(self);
             self.wanted.send_if_modified(|wanted| {
                 let nodes = remote_addresses(&self.index, &self.settings.node);
                 let different = *wanted != nodes;
@@ -370,7 +388,7 @@ impl Core {
     /// Does what is due, and says when something will be.
     pub fn work(&mut self, now: Instant) -> Instant {
         let until = now + APPLY_SLICE;
-        if self.listed && self.secrets.is_some() {
+        if self.listed && self.secrets.is_some() && self.ways_are_known(now) {
             if self.common.is_due(now) {
                 let outcome = self.apply_common().map_err(|error| chain(&error));
                 self.common.record(outcome, now);
@@ -395,15 +413,32 @@ impl Core {
             .min(now + SLEEP_MAX)
     }
 
+    /// The ways to all nodes are known, or were waited for. Later on, those that are not known yet do not hold up the rest.
+    fn ways_are_known(&mut self, now: Instant) -> bool {
+        let Some(until) = self.next_hops_until else {
+            return true;
+        };
+        let all = self
+            .wanted
+            .borrow()
+            .iter()
+            .all(|address| self.next_hops.get(address).is_some_and(Result::is_ok));
+        if all || now >= until {
+            self.next_hops_until = None;
+        }
+        self.next_hops_until.is_none()
+    }
+
     fn next_due(&self) -> Option<Instant> {
         let tables = self.tables.values().filter_map(|table| table.attempt.due);
-        tables
-            .chain(
-                [self.common.due, self.tidy.due, self.writer.next_due()]
-                    .into_iter()
-                    .flatten(),
-            )
-            .min()
+        let own = [self.common.due, self.tidy.due].into_iter().flatten();
+        // Before everything is known nothing of it is done, however long it has been due.
+        let work = match self.next_hops_until {
+            Some(until) => Some(until),
+            None if self.secrets.is_none() => None,
+            None => tables.chain(own).min(),
+        };
+        [work, self.writer.next_due()].into_iter().flatten().min()
     }
 
     /// Applied as far as it can be: what fails is reported and does not take freshness from the rest.
@@ -536,14 +571,13 @@ impl Core {
 
     fn tidy(&mut self) -> Result<(), ApplyError> {
         // While some table says nothing yet, it may be the one that names an entry.
-        let certain = self.tables.values().all(|table| {
+        let says_something = |table: &Table| {
             table.decoded.is_some() || (table.spec.is_none() && table.fault.is_none())
-        });
-        if !certain {
-            return Ok(());
+        };
+        if self.tables.values().all(says_something) {
+            let stale = self.installed.plan_stale(self.decoded());
+            self.apply(&stale)?;
         }
-        let stale = self.installed.plan_stale(self.decoded());
-        self.apply(&stale)?;
         self.apply_locals()?;
         let unnamed = self.installed.collect(self.decoded());
         self.apply(&unnamed)
@@ -684,11 +718,25 @@ impl Core {
             "configuration and peers are not applied yet",
         );
         unless(
+            self.own != NodeAddresses::default(),
+            "the node has no address; add its Node object with an InternalIP, or give --node-address",
+        );
+        unless(
             self.interfaces
                 .iter()
                 .any(|interface| interface.xdp.is_some()),
             "no interface carries the XDP program; see problems",
         );
+        let untold = self.known().into_iter().filter(|(named, table)| {
+            table.is_none()
+                && self
+                    .statuses
+                    .get(named)
+                    .is_none_or(|status| status.problems.is_empty())
+        });
+        reasons.extend(untold.map(|(named, _)| {
+            format!("Service {named} has no table yet; see that the manager runs")
+        }));
         reasons.extend(
             self.tables
                 .iter()
@@ -731,3 +779,6 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,18 +22,23 @@ pub(super) type Job = Box<dyn FnOnce(&mut Core) + Send>;
 pub(super) struct Handle {
     jobs: mpsc::Sender<Job>,
     overflows: Arc<AtomicU64>,
+    swept: Arc<AtomicU64>,
     /// Flows are read beside the core, since there may be a million of them. None without maps.
     flows: Option<Arc<Flows>>,
 }
 
 impl Handle {
     /// A handle and the queue that the core drains.
-    pub(super) fn new(flows: Option<Arc<Flows>>) -> (Self, mpsc::Receiver<Job>) {
+    pub(super) fn new(
+        flows: Option<Arc<Flows>>,
+        swept: Arc<AtomicU64>,
+    ) -> (Self, mpsc::Receiver<Job>) {
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
         (
             Self {
                 jobs,
                 overflows: Arc::default(),
+                swept,
                 flows,
             },
             queue,
@@ -46,9 +51,10 @@ impl Handle {
         question: impl FnOnce(&mut Core) -> Result<T, AskError> + Send + 'static,
     ) -> Answer<T> {
         let (answer, answered) = oneshot::channel();
-        let overflows = Arc::clone(&self.overflows);
+        let (overflows, swept) = (Arc::clone(&self.overflows), Arc::clone(&self.swept));
         let job: Job = Box::new(move |core| {
             core.work.queue_overflows = overflows.load(Ordering::Relaxed);
+            core.work.flows_swept = swept.load(Ordering::Relaxed);
             // Whoever asked may have gone away.
             _ = answer.send(question(core));
         });

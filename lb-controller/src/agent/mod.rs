@@ -19,6 +19,7 @@ mod view;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -119,7 +120,8 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let fresh = Fresh::default();
     let stamps = stamp_thread(dataplane.open_stamp()?, fresh.clone(), stop.clone())?;
     let flows = Arc::new(dataplane.open_flows()?);
-    let sweeper = tokio::spawn(sweep(Arc::clone(&flows), stop.clone()));
+    let swept = Arc::new(AtomicU64::new(0));
+    let sweeper = tokio::spawn(sweep(Arc::clone(&flows), Arc::clone(&swept), stop.clone()));
 
     let (wanted, wanted_nodes) = tokio::sync::watch::channel(std::collections::BTreeSet::new());
     let network = network::follow(wanted_nodes, stop.clone()).await?;
@@ -127,7 +129,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let settings = Settings::new(&options, outputs);
     let core = Core::start(settings, Box::new(dataplane), fresh, wanted)?;
 
-    let (handle, jobs) = Handle::new(Some(flows));
+    let (handle, jobs) = Handle::new(Some(flows), swept);
     let handle = Arc::new(handle);
     let mut servers = tokio::task::JoinSet::new();
     let socket = serve::listen_unix(&options.admin_socket)?;
@@ -200,7 +202,7 @@ fn stamp_thread(
 }
 
 /// Ends idle flows now and then. A scan of a full table takes a while, so it is not the core's business.
-async fn sweep(flows: Arc<Flows>, stop: CancellationToken) {
+async fn sweep(flows: Arc<Flows>, total: Arc<AtomicU64>, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(SWEEP_PERIOD) => {}
@@ -212,7 +214,7 @@ async fn sweep(flows: Arc<Flows>, stop: CancellationToken) {
                 .await;
         match swept {
             Ok(Ok(0)) | Err(_) => {}
-            Ok(Ok(swept)) => tracing::debug!(swept, "idle flows ended"),
+            Ok(Ok(swept)) => _ = total.fetch_add(swept, Ordering::Relaxed),
             Ok(Err(error)) => tracing::warn!(%error, "idle flows can not be ended; tried again"),
         }
     }

@@ -61,21 +61,23 @@ pub(super) fn list(NodeAddresses { v4, v6 }: NodeAddresses) -> Vec<IpAddr> {
         .collect()
 }
 
-/// Addresses of this node: as told, else of its Node object.
+/// Addresses of this node: as told, else of its Node object, else as last known.
 pub(super) fn own_addresses(core: &Core) -> NodeAddresses {
     if !core.settings.addresses.is_empty() {
-        return first_of_each(core.settings.addresses.iter().copied());
+        return core.own;
     }
     let own = core
         .index
         .nodes()
         .find(|node| node.metadata.name.as_deref() == Some(&core.settings.node));
-    own.map(addresses).unwrap_or_default()
+    own.map(addresses)
+        .filter(|found| *found != NodeAddresses::default())
+        .unwrap_or(core.own)
 }
 
 /// The configuration of the programs.
 pub(super) fn config(core: &Core, secrets: &ClusterSecrets) -> abi::Config {
-    let own = own_addresses(core);
+    let own = core.own;
     let mtu = core.uplink_mtu().unwrap_or(MTU_DEFAULT);
     let encap = secret::encap_secret(secrets.encap);
     abi::Config {
@@ -134,7 +136,7 @@ pub(super) fn of(core: &Core, secrets: &ClusterSecrets) -> View {
     View {
         node: own.into(),
         sender: Sender {
-            node: own_addresses(core),
+            node: core.own,
             secret: secret::encap_secret(secrets.encap),
             geneve_port: abi::GENEVE_PORT,
         },
@@ -206,7 +208,7 @@ pub(super) fn node_file(core: &Core) -> LoadBalancerNode {
         }
         .to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        addresses: list(own_addresses(core)),
+        addresses: list(core.own),
         interfaces: core
             .interfaces
             .iter()

@@ -57,7 +57,15 @@ impl Installed {
         let stale: Vec<_> = keys
             .filter(|key| vip_key(*key) != *key && !wanted.contains(key))
             .collect();
-        self.removal(&stale)
+        let mut ops = self.removal(&stale);
+        // Markers whose last entry went, but which were not removed with it since an operation failed.
+        let markers = self.services.keys().filter(|key| vip_key(**key) == **key);
+        let lonely = markers.filter(|marker| {
+            let next = self.services.range(**marker..).nth(1);
+            next.is_none_or(|(key, _)| vip_key(*key) != **marker)
+        });
+        ops.extend(lonely.map(|key| Op::RemoveService { key: *key }));
+        ops
     }
 
     /// Entries first, then the markers of VIPs without any other entry.
