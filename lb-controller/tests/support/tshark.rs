@@ -16,11 +16,13 @@ const DECODE_AS: [&str; 3] = [
 ];
 
 /// What tshark warns of although nothing is wrong with the packet itself.
-const HARMLESS: [&str; 2] = [
+const HARMLESS: [&str; 3] = [
     // Said of every reset, and sending one is what some cases are about.
     "Connection reset (RST)",
     // A request alone in its file.
     "No response seen to ICMP request",
+    // Of a SYN-ACK that has it on purpose: what follows the end of options is no option.
+    "Non-zero header padding",
 ];
 
 /// Asserts that every packet (with its Ethernet header) decodes without a warning. Without tshark on this machine the
@@ -45,6 +47,9 @@ pub(crate) fn problems<P: AsRef<[u8]>>(packets: &[P]) -> Option<Vec<String>> {
         "_ws.expert.severity",
         "_ws.expert.message",
         "frame.protocols",
+        "ip.checksum.status",
+        "icmp.checksum.status",
+        "icmpv6.checksum.status",
     ] {
         command.args(["-e", field]);
     }
@@ -89,14 +94,22 @@ pub(crate) fn problems<P: AsRef<[u8]>>(packets: &[P]) -> Option<Vec<String>> {
 /// The faults in a line of fields.
 fn faults(line: &str) -> Vec<String> {
     let fields: Vec<&str> = line.split('\t').collect();
-    let [number, severities, messages, protocols] = fields[..] else {
+    let [number, severities, messages, protocols, checksums @ ..] = &fields[..] else {
         panic!("tshark gave other fields than it was asked for: {line}");
     };
+    // An error quotes the beginning of a packet, whose transport checksum cannot be right when it is cut, and means nothing
+    // to whoever gets it: what counts are the checksums of IP and ICMP, each of them 0 when it is wrong.
+    let is_error = protocols.contains(":icmp:ip:") || protocols.contains(":icmpv6:ipv6:");
+    let is_right = checksums
+        .iter()
+        .all(|statuses| statuses.split('|').all(|status| status != "0"));
+    let is_quoted = |message: &str| is_error && is_right && message.contains("Bad checksum");
     severities
         .split('|')
         .zip(messages.split('|'))
         .filter(|(severity, _)| severity.parse().is_ok_and(|s: u32| s >= WARNING))
         .filter(|(_, message)| !HARMLESS.iter().any(|harmless| message.contains(harmless)))
+        .filter(|(_, message)| !is_quoted(message))
         .map(|(_, message)| format!("packet {number} ({protocols}): {message}"))
         .collect()
 }
