@@ -4,6 +4,9 @@
 //! The order of work: configuration and peers, then each Service by itself, then what is not wanted any more, then what
 //! nothing names. A Service that fails is tried again with growing pauses, and stops no other.
 
+mod apply;
+mod health;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::attempt::Attempt;
+use super::chain;
 use super::stamp::{Fresh, monotonic_ns};
 use super::{Options, view};
 use crate::admin::{Problem, Role};
@@ -20,10 +25,9 @@ use crate::api::service_table::{ServiceTable, ServiceTableSpec};
 use crate::dataplane::attach::Interface;
 use crate::dataplane::links::{IfIndex, Links};
 use crate::dataplane::next_hop::{NextHops, turned_round};
-use crate::dataplane::{ApplyError, Contents, Dataplane};
+use crate::dataplane::{ApplyError, Dataplane};
 use crate::metrics::Work;
 use crate::model::installed::Installed;
-use crate::model::op::Op;
 use crate::model::plan;
 use crate::model::template::{NextHop, NodeAddresses};
 use crate::source::directory::{Batch, Directory, WatchError};
@@ -32,14 +36,8 @@ use crate::source::index::{Index, Named};
 use crate::source::output::{Outputs, Writer};
 use crate::source::secret::ClusterSecrets;
 
-/// First pause after a Service has failed …
-const RETRY_FIRST: Duration = Duration::from_millis(50);
-/// … doubled after each failure up to this.
-const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Longest time spent on applying before questions and events are looked at again.
 const APPLY_SLICE: Duration = Duration::from_millis(50);
-/// What nothing names is freed this long after it became so, in one batch: freeing waits for a grace period.
-const COLLECT_DELAY: Duration = Duration::from_millis(500);
 /// How often the maps are read back whole and compared.
 const DRIFT_PERIOD: Duration = Duration::from_mins(3);
 /// Longest wait at the start for the ways to all nodes. Pinned maps forward meanwhile; what they know of the ways is not
@@ -85,40 +83,6 @@ impl Settings {
     }
 }
 
-/// Something that is tried until it succeeds.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Attempt {
-    /// When to try (again); none when there is nothing to do.
-    due: Option<Instant>,
-    pause: Duration,
-    /// Why the last try failed.
-    pub(super) error: Option<String>,
-}
-
-impl Attempt {
-    /// Wants it done now, or when its pause is over.
-    fn want(&mut self, now: Instant) {
-        if self.error.is_none() || self.due.is_none() {
-            self.due = Some(now);
-        }
-    }
-
-    fn is_due(&self, now: Instant) -> bool {
-        self.due.is_some_and(|due| due <= now)
-    }
-
-    fn record(&mut self, outcome: Result<(), String>, now: Instant) {
-        match outcome {
-            Ok(()) => *self = Self::default(),
-            Err(error) => {
-                self.pause = (self.pause * 2).clamp(RETRY_FIRST, RETRY_MAX);
-                self.due = Some(now + self.pause);
-                self.error = Some(error);
-            }
-        }
-    }
-}
-
 /// A Service as the agent knows it from its table.
 #[derive(Default)]
 pub(super) struct Table {
@@ -157,15 +121,19 @@ pub struct Core {
     secret_fault: Option<String>,
     /// Everything was read once.
     listed: bool,
-    /// Configuration, peers, next hops, local pods.
-    pub(super) common: Attempt,
+    /// Configuration, peers, next hops.
+    common: Attempt,
+    /// Pods of this node.
+    locals: Attempt,
     /// Removing what no table names, and freeing what nothing names.
-    pub(super) tidy: Attempt,
+    tidy: Attempt,
     pub(super) interfaces: Vec<Interface>,
     xdp_interfaces: Vec<IfIndex>,
     pub(super) links: Arc<Links>,
     pub(super) next_hops: Arc<NextHops>,
     wanted: watch::Sender<BTreeSet<IpAddr>>,
+    /// Keys, secrets and addresses are in the maps.
+    configured: bool,
     /// Until when the first apply waits for next hops; none once it has happened.
     next_hops_until: Option<Instant>,
     /// Addresses of this node, as last known: they outlive its Node object.
@@ -211,12 +179,14 @@ impl Core {
             secret_fault: None,
             listed: false,
             common: Attempt::default(),
+            locals: Attempt::default(),
             tidy: Attempt::default(),
             interfaces: Vec::new(),
             xdp_interfaces: Vec::new(),
             links: Arc::default(),
             next_hops: Arc::default(),
             wanted,
+            configured: false,
             next_hops_until: Some(now + NEXT_HOPS_WAIT),
             own,
             watch_error: None,
@@ -269,14 +239,11 @@ impl Core {
                 different
             });
         }
-        if !changed.is_empty() {
+        if changed.nodes {
             self.common.want(now);
         }
-        // What a Service's pods are doing may change who gets its first packets.
-        for named in &changed.services {
-            if let Some(table) = self.tables.get_mut(named) {
-                table.attempt.want(now);
-            }
+        if !changed.pods.is_empty() {
+            self.locals.want(now);
         }
         if !batch.is_empty() {
             self.last_list = Some(jiff::Timestamp::now());
@@ -343,6 +310,7 @@ impl Core {
     /// Everything was read once: from here on what is not there does not exist.
     pub fn listed(&mut self, now: Instant) {
         self.listed = true;
+        self.locals.want(now);
         self.last_list = Some(jiff::Timestamp::now());
         self.common.want(now);
         self.tidy.want(now);
@@ -387,18 +355,8 @@ impl Core {
 
     /// Does what is due, and says when something will be.
     pub fn work(&mut self, now: Instant) -> Instant {
-        let until = now + APPLY_SLICE;
-        if self.listed && self.secrets.is_some() && self.ways_are_known(now) {
-            if self.common.is_due(now) {
-                let outcome = self.apply_common().map_err(|error| chain(&error));
-                self.common.record(outcome, now);
-            }
-            if self.common.due.is_none() {
-                self.apply_tables(now, until);
-                if !self.is_waiting() {
-                    self.apply_tidy(now);
-                }
-            }
+        if self.may_apply(now) {
+            self.apply_due(now, now + APPLY_SLICE);
         }
         self.fresh.set(self.is_fresh(), monotonic_ns());
         if now >= self.drift_at {
@@ -413,340 +371,70 @@ impl Core {
             .min(now + SLEEP_MAX)
     }
 
-    /// The ways to all nodes are known, or were waited for. Later on, those that are not known yet do not hold up the rest.
-    fn ways_are_known(&mut self, now: Instant) -> bool {
+    /// Enough is known to write to the maps. The ways to nodes that are not known in time do not hold up the rest, neither
+    /// now nor later.
+    fn may_apply(&mut self, now: Instant) -> bool {
+        if !self.listed || self.secrets.is_none() {
+            return false;
+        }
         let Some(until) = self.next_hops_until else {
             return true;
         };
-        let all = self
-            .wanted
-            .borrow()
-            .iter()
-            .all(|address| self.next_hops.get(address).is_some_and(Result::is_ok));
-        if all || now >= until {
+        let is_known = |address| self.next_hops.get(address).is_some_and(Result::is_ok);
+        if now >= until || self.wanted.borrow().iter().all(is_known) {
             self.next_hops_until = None;
         }
         self.next_hops_until.is_none()
     }
 
+    fn apply_due(&mut self, now: Instant, until: Instant) {
+        if self.common.is_due(now) {
+            let outcome = self.apply_common().map_err(|error| chain(&error));
+            self.common.record(outcome, now);
+        }
+        // Without keys and addresses tables would send packets to wrong places; without a peer they would not.
+        if !self.configured {
+            return;
+        }
+        self.apply_tables(now, until);
+        if self.locals.is_due(now) {
+            let outcome = self.apply_locals().map_err(|error| chain(&error));
+            self.locals.record(outcome, now);
+        }
+        if !self.is_waiting() {
+            self.apply_tidy(now);
+        }
+    }
+
+    /// When something is due. What can not be done yet is left out, however long it has been due.
     fn next_due(&self) -> Option<Instant> {
-        let tables = self.tables.values().filter_map(|table| table.attempt.due);
-        let own = [self.common.due, self.tidy.due].into_iter().flatten();
-        // Before everything is known nothing of it is done, however long it has been due.
         let work = match self.next_hops_until {
+            _ if !self.listed || self.secrets.is_none() => None,
             Some(until) => Some(until),
-            None if self.secrets.is_none() => None,
-            None => tables.chain(own).min(),
+            None if !self.configured => self.common.due,
+            None => {
+                let tables = self.tables.values().filter_map(|table| table.attempt.due);
+                let own = [self.common.due, self.locals.due, self.tidy.due];
+                tables.chain(own.into_iter().flatten()).min()
+            }
         };
-        [work, self.writer.next_due()].into_iter().flatten().min()
+        [work, self.writer.next_due(), Some(self.drift_at)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Applied as far as it can be: what fails is reported and does not take freshness from the rest.
     pub(super) fn is_fresh(&self) -> bool {
         let known = self.listed && self.secrets.is_some() && self.watch_error.is_none();
-        known && self.common.due.is_none() && !self.is_waiting()
+        known && self.configured && !self.is_waiting()
     }
 
-    /// Some table has not been tried yet.
+    /// Something has not been tried yet.
     fn is_waiting(&self) -> bool {
-        self.tables
-            .values()
-            .any(|table| table.attempt.due.is_some() && table.attempt.error.is_none())
-    }
-
-    fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
-        for op in ops {
-            self.dataplane.apply(op)?;
-            self.installed.record(op);
-        }
-        Ok(())
-    }
-
-    fn apply_tables(&mut self, now: Instant, until: Instant) {
-        let due: Vec<_> = self
-            .tables
-            .iter()
-            .filter(|(_, table)| table.attempt.is_due(now))
-            .map(|(named, _)| named.clone())
-            .collect();
-        for named in due {
-            if Instant::now() >= until {
-                break;
-            }
-            let Some(mut table) = self.tables.remove(&named) else {
-                continue;
-            };
-            let started = Instant::now();
-            let outcome = self.apply_table(&mut table);
-            self.work
-                .apply_seconds
-                .observe(started.elapsed().as_secs_f64());
-            self.work.applies[usize::from(outcome.is_ok())] += 1;
-            table.attempt.record(outcome, now);
-            self.last_apply = Some(jiff::Timestamp::now());
-            self.tidy.due.get_or_insert(now + COLLECT_DELAY);
-            if table.spec.is_some() || table.fault.is_some() || table.attempt.due.is_some() {
-                self.tables.insert(named, table);
-            }
-        }
-    }
-
-    /// Brings the maps in line with one table.
-    fn apply_table(&mut self, table: &mut Table) -> Result<(), String> {
-        let Some(spec) = &table.spec else {
-            // A file that was never good says nothing: what the maps hold stays.
-            if table.fault.is_none() {
-                let ops = self.installed.plan_removal(&table.uid);
-                self.apply(&ops).map_err(|error| chain(&error))?;
-                table.decoded = None;
-                table.applied = None;
-            }
-            return Ok(());
-        };
-        let decoded = match table.decoded.take() {
-            Some(decoded) => decoded,
-            None => self.installed.decode(spec).map_err(|error| chain(&error))?,
-        };
-        let decoded = &*table.decoded.insert(decoded);
-        let ops = self
-            .installed
-            .plan(decoded)
-            .map_err(|error| chain(&error))?;
-        self.apply(&ops).map_err(|error| chain(&error))?;
-        if table.applied != Some(spec.version) {
-            tracing::info!(
-                service = table.uid,
-                version = spec.version,
-                operations = ops.len(),
-                "table applied"
-            );
-            table.applied = Some(spec.version);
-        }
-        Ok(())
-    }
-
-    /// Brings the maps in line with what all Services share.
-    fn apply_common(&mut self) -> Result<(), ApplyError> {
-        let Some(secrets) = self.secrets.clone() else {
-            return Ok(());
-        };
-        self.installed.set_view(view::of(self, &secrets));
-        let complete = self.files.complete();
-        let config = self.installed.plan_config(view::config(self, &secrets));
-        self.apply(config.as_slice())?;
-        let peers = self.installed.plan_peers(complete);
-        self.apply(&peers)?;
-        let backends = self.installed.plan_backends();
-        self.apply(&backends)?;
-        self.apply_locals()
-    }
-
-    /// Brings the list of this node's pod ports in line, and ends the flows of dead pods.
-    fn apply_locals(&mut self) -> Result<(), ApplyError> {
-        // Who is not known to be alive is dead only if everybody is known.
-        if !self.files.complete() {
-            return Ok(());
-        }
-        let alive = view::living(self);
-        let wanted: Vec<_> = self.decoded().collect();
-        let locals = self.installed.plan_locals(&alive, &wanted);
-        self.apply(&locals)
-    }
-
-    /// All tables that ids were chosen for.
-    pub(super) fn decoded(&self) -> impl Iterator<Item = &plan::Service> {
-        self.tables
-            .values()
-            .filter_map(|table| table.decoded.as_ref())
-    }
-
-    /// Removes what no table names, then frees what nothing names.
-    fn apply_tidy(&mut self, now: Instant) {
-        if self.tidy.is_due(now) {
-            let outcome = self.tidy();
-            self.tidy
-                .record(outcome.map_err(|error| chain(&error)), now);
-        }
-    }
-
-    fn tidy(&mut self) -> Result<(), ApplyError> {
-        // While some table says nothing yet, it may be the one that names an entry.
-        let says_something = |table: &Table| {
-            table.decoded.is_some() || (table.spec.is_none() && table.fault.is_none())
-        };
-        if self.tables.values().all(says_something) {
-            let stale = self.installed.plan_stale(self.decoded());
-            self.apply(&stale)?;
-        }
-        self.apply_locals()?;
-        let unnamed = self.installed.collect(self.decoded());
-        self.apply(&unnamed)
-    }
-
-    /// Compares what the maps hold with what they should.
-    fn check_drift(&mut self) {
-        match self.dataplane.read() {
-            Ok(contents) => {
-                self.work.drift_checks += 1;
-                self.work.drift_entries = self.drift(&contents);
-                if self.work.drift_entries > 0 {
-                    let entries = self.work.drift_entries;
-                    tracing::error!(
-                        entries,
-                        "the maps hold something else than was written; restart the agent"
-                    );
-                }
-            }
-            Err(error) => tracing::warn!(error = chain(&error), "the maps can not be read back"),
-        }
-    }
-
-    /// How many operations would bring the maps in line, if they were all that is known.
-    fn drift(&self, contents: &Contents) -> u64 {
-        let mut found = Installed::from_contents(
-            contents,
-            self.dataplane.capacity(),
-            self.installed.view().clone(),
-        );
-        let mut operations = 0;
-        for table in self
-            .tables
-            .values()
-            .filter(|table| table.applied.is_some() && table.attempt.due.is_none())
-        {
-            let Some(spec) = &table.spec else { continue };
-            let planned = found.decode(spec).and_then(|decoded| found.plan(&decoded));
-            operations += planned.map_or(1, |ops| ops.len());
-        }
-        operations += found.plan_backends().len();
-        (operations + view::wrong_rows(contents, self.decoded())) as u64
-    }
-
-    /// Writes the node's file if it has changed.
-    fn write_node_file(&mut self, now: Instant) {
-        let file = view::node_file(self);
-        if self.node_file.as_ref() != Some(&file)
-            && let Ok(text) = serde_saphyr::to_string(&file)
-        {
-            let path = self
-                .settings
-                .outputs
-                .nodes()
-                .join(format!("{}.yaml", self.settings.node));
-            self.writer.write(path, text, now);
-            self.node_file = Some(file);
-        }
-        self.writer.flush(now);
-    }
-
-    /// Everything that is wrong.
-    pub(super) fn problems(&self) -> Vec<Problem> {
-        let mut problems = self.files.problems();
-        let mut add = |object: String, sentence: &str| {
-            problems.push(Problem {
-                object,
-                sentence: sentence.to_owned(),
-            });
-        };
-        for (named, status) in &self.statuses {
-            for sentence in &status.problems {
-                add(format!("Service {named}"), sentence);
-            }
-        }
-        for (named, table) in &self.tables {
-            if let Some(fault) = &table.fault {
-                add(
-                    format!("ServiceTable {named}"),
-                    &format!("{fault}; remove its file, the manager writes it anew"),
-                );
-            }
-            if let Some(error) = &table.attempt.error {
-                add(
-                    format!("Service {named}"),
-                    &format!("is not programmed as its table says: {error}; it is tried again"),
-                );
-            }
-        }
-        if let Some(fault) = &self.secret_fault {
-            add(
-                format!("file {}", self.settings.outputs.secret().display()),
-                fault,
-            );
-        }
-        if let Some(error) = &self.watch_error {
-            add(
-                format!("directory {}", self.settings.manifests.display()),
-                error,
-            );
-        }
-        for (what, attempt) in [("configuration", &self.common), ("clearing up", &self.tidy)] {
-            if let Some(error) = &attempt.error {
-                add(
-                    format!("{what} of node {}", self.settings.node),
-                    &format!("has not succeeded: {error}; it is tried again"),
-                );
-            }
-        }
-        for interface in &self.interfaces {
-            if let Some(problem) = &interface.problem {
-                add(format!("interface {}", interface.name), problem);
-            }
-        }
-        problems.extend(self.writer.problems());
-        problems
-    }
-
-    /// Why the node should not be used yet, or not as it is.
-    pub fn not_ready_because(&self) -> Vec<String> {
-        let mut reasons = Vec::new();
-        let mut unless = |holds: bool, reason: &str| {
-            if !holds {
-                reasons.push(reason.to_owned());
-            }
-        };
-        unless(self.listed, "the directory has not been read yet");
-        unless(
-            self.secrets.is_some(),
-            "the secrets of the cluster are missing; start the manager",
-        );
-        unless(
-            self.watch_error.is_none(),
-            "changes of the directory may be missed; see problems",
-        );
-        unless(
-            self.common.due.is_none(),
-            "configuration and peers are not applied yet",
-        );
-        unless(
-            self.own != NodeAddresses::default(),
-            "the node has no address; add its Node object with an InternalIP, or give --node-address",
-        );
-        unless(
-            self.interfaces
-                .iter()
-                .any(|interface| interface.xdp.is_some()),
-            "no interface carries the XDP program; see problems",
-        );
-        let untold = self.known().into_iter().filter(|(named, table)| {
-            table.is_none()
-                && self
-                    .statuses
-                    .get(named)
-                    .is_none_or(|status| status.problems.is_empty())
-        });
-        reasons.extend(untold.map(|(named, _)| {
-            format!("Service {named} has no table yet; see that the manager runs")
-        }));
-        reasons.extend(
-            self.tables
-                .iter()
-                .filter(|(_, table)| table.attempt.due.is_some())
-                .map(|(named, table)| {
-                    let why = table.attempt.error.as_deref().unwrap_or("not applied yet");
-                    format!("Service {named}: {why}")
-                }),
-        );
-        reasons
+        self.common.is_waiting()
+            || self.locals.is_waiting()
+            || self.tables.values().any(|table| table.attempt.is_waiting())
     }
 }
 
@@ -767,17 +455,6 @@ fn remote_addresses(index: &Index, own: &str) -> BTreeSet<IpAddr> {
     nodes
         .flat_map(|node| view::list(view::addresses(node)))
         .collect()
-}
-
-/// An error with its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! [`core`] knows and decides; this file moves bytes and time.
 
 mod answers;
+mod attempt;
 pub mod check;
 pub mod core;
 mod flows;
@@ -298,3 +299,14 @@ pub fn verify() -> anyhow::Result<()> {
 
 /// Of BPF.
 const BYTES_PER_INSTRUCTION: u32 = 8;
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,6 +1,7 @@
 //! What the agent sees, in the words of the model and of the maps. Pure.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -16,7 +17,6 @@ use crate::model::backends::{NodeView, View};
 use crate::model::endpoint::is_alive;
 use crate::model::secret::{self, EncapSecret};
 use crate::model::template::{NodeAddresses, Sender};
-use crate::model::{maglev, plan};
 use crate::source::secret::ClusterSecrets;
 
 /// Relays per second that this node sends at most: a third of what one processor can, so that a flood of packets of
@@ -168,27 +168,38 @@ pub(super) fn living(core: &Core) -> HashSet<String> {
         .collect()
 }
 
-/// Tables whose rows are not what their shape makes.
-pub(super) fn wrong_rows<'a>(
-    contents: &Contents,
-    services: impl Iterator<Item = &'a plan::Service>,
-) -> usize {
-    let rows: HashMap<u64, &Vec<u16>> = contents
-        .regions
-        .values()
-        .map(|(region, rows)| (region.digest, rows))
-        .collect();
-    let mut seen = HashSet::new();
-    let entries = services.flat_map(|service| &service.entries);
-    let tables = entries
-        .flat_map(|entry| std::iter::once(&entry.current).chain(entry.previous.iter().flatten()));
-    tables
-        .filter(|table| seen.insert(table.digest))
-        .filter(|table| {
-            rows.get(&table.digest)
-                .is_some_and(|rows| **rows != *maglev::rows(&table.shape))
-        })
-        .count()
+/// How many entries differ.
+pub(super) fn drift(found: &Contents, wanted: &Contents) -> u64 {
+    let Contents {
+        backends,
+        regions,
+        sets,
+        slots,
+        services,
+        locals,
+        peers,
+        config,
+    } = found;
+    differing(backends, &wanted.backends)
+        + differing(regions, &wanted.regions)
+        + differing(sets, &wanted.sets)
+        + differing(slots, &wanted.slots)
+        + differing(services, &wanted.services)
+        + differing(locals, &wanted.locals)
+        + differing(peers, &wanted.peers)
+        + u64::from(*config != wanted.config)
+}
+
+fn differing<'a, K: 'a + Eq + Hash, V: 'a + PartialEq>(
+    found: impl IntoIterator<Item = (&'a K, &'a V)>,
+    wanted: impl IntoIterator<Item = (&'a K, &'a V)>,
+) -> u64 {
+    let mut wanted: HashMap<_, _> = wanted.into_iter().collect();
+    let wrong = found
+        .into_iter()
+        .filter(|(key, value)| wanted.remove(key) != Some(value))
+        .count();
+    (wrong + wanted.len()) as u64
 }
 
 /// What the node's file says.

@@ -116,7 +116,7 @@ impl Core {
         if changed.nodes || was_complete != self.files.complete() {
             touched.extend(self.services.keys().cloned());
         }
-        if !changed.services.is_empty() {
+        if changed.definitions {
             touched.extend(self.parse());
         }
         for named in touched {

@@ -31,6 +31,8 @@ impl std::fmt::Display for Named {
 pub struct Changed {
     /// Services of which an own field, a slice or a pod changed.
     pub services: BTreeSet<Named>,
+    /// Some Service object itself came, changed or went.
+    pub definitions: bool,
     /// UIDs of Pods that came, changed or went.
     pub pods: BTreeSet<String>,
     /// Some Node changed: any Service may be concerned.
@@ -209,7 +211,10 @@ impl Index {
         };
         match key.kind {
             Kind::Node => self.changed.nodes = true,
-            Kind::Service => _ = self.changed.services.insert(named),
+            Kind::Service => {
+                self.changed.definitions = true;
+                self.changed.services.insert(named);
+            }
             Kind::Pod => {
                 self.changed
                     .pods

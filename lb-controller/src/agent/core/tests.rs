@@ -4,10 +4,12 @@ use std::fmt::Write;
 use std::sync::{Mutex, PoisonError};
 
 use super::*;
+use crate::dataplane::Contents;
 use crate::dataplane::fake::FakeDataplane;
 use crate::dataplane::faulty::{Fault, FaultyDataplane};
 use crate::dataplane::{Capacity, Counters};
 use crate::manager::core::Core as Manager;
+use crate::model::op::Op;
 
 /// Maps that the test can look into while the agent has them.
 #[derive(Clone)]

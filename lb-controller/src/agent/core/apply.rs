@@ -1,0 +1,168 @@
+//! What is done to the maps, in the order that [`super`] says. Each step starts from what was recorded, so it can be
+//! repeated after any failure.
+
+use std::time::{Duration, Instant};
+
+use super::{Core, Table, view};
+use crate::agent::chain;
+use crate::dataplane::{ApplyError, Contents};
+use crate::model::op::Op;
+use crate::model::plan;
+
+/// What nothing names is freed this long after it became so, in one batch: freeing waits for a grace period.
+const COLLECT_DELAY: Duration = Duration::from_millis(500);
+
+impl Core {
+    fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
+        for op in ops {
+            self.dataplane.apply(op)?;
+            self.installed.record(op);
+        }
+        Ok(())
+    }
+
+    pub(super) fn apply_tables(&mut self, now: Instant, until: Instant) {
+        let due: Vec<_> = self
+            .tables
+            .iter()
+            .filter(|(_, table)| table.attempt.is_due(now))
+            .map(|(named, _)| named.clone())
+            .collect();
+        for named in due {
+            if Instant::now() >= until {
+                break;
+            }
+            let Some(mut table) = self.tables.remove(&named) else {
+                continue;
+            };
+            let started = Instant::now();
+            let outcome = self.apply_table(&mut table);
+            self.work
+                .apply_seconds
+                .observe(started.elapsed().as_secs_f64());
+            self.work.applies[usize::from(outcome.is_ok())] += 1;
+            table.attempt.record(outcome, now);
+            self.last_apply = Some(jiff::Timestamp::now());
+            self.tidy.due.get_or_insert(now + COLLECT_DELAY);
+            if table.spec.is_some() || table.fault.is_some() || table.attempt.due.is_some() {
+                self.tables.insert(named, table);
+            }
+        }
+    }
+
+    /// Brings the maps in line with one table.
+    fn apply_table(&mut self, table: &mut Table) -> Result<(), String> {
+        let Some(spec) = &table.spec else {
+            // A file that was never good says nothing: what the maps hold stays.
+            if table.fault.is_none() {
+                let ops = self.installed.plan_removal(&table.uid);
+                self.apply(&ops).map_err(|error| chain(&error))?;
+                table.decoded = None;
+                table.applied = None;
+            }
+            return Ok(());
+        };
+        let decoded = match table.decoded.take() {
+            Some(decoded) => decoded,
+            None => self.installed.decode(spec).map_err(|error| chain(&error))?,
+        };
+        let decoded = &*table.decoded.insert(decoded);
+        let ops = self
+            .installed
+            .plan(decoded)
+            .map_err(|error| chain(&error))?;
+        self.apply(&ops).map_err(|error| chain(&error))?;
+        if table.applied != Some(spec.version) {
+            tracing::info!(
+                service = table.uid,
+                version = spec.version,
+                operations = ops.len(),
+                "table applied"
+            );
+            table.applied = Some(spec.version);
+        }
+        Ok(())
+    }
+
+    /// Brings the maps in line with what all Services share.
+    pub(super) fn apply_common(&mut self) -> Result<(), ApplyError> {
+        let Some(secrets) = self.secrets.clone() else {
+            return Ok(());
+        };
+        self.installed.set_view(view::of(self, &secrets));
+        let complete = self.files.complete();
+        let config = self.installed.plan_config(view::config(self, &secrets));
+        self.apply(config.as_slice())?;
+        self.configured = true;
+        let peers = self.installed.plan_peers(complete);
+        self.apply(&peers)?;
+        let backends = self.installed.plan_backends();
+        self.apply(&backends)?;
+        Ok(())
+    }
+
+    /// Brings the list of this node's pod ports in line, and ends the flows of dead pods.
+    pub(super) fn apply_locals(&mut self) -> Result<(), ApplyError> {
+        // Who is not known to be alive is dead only if everybody is known.
+        if !self.files.complete() {
+            return Ok(());
+        }
+        let alive = view::living(self);
+        let wanted: Vec<_> = self.decoded().collect();
+        let locals = self.installed.plan_locals(&alive, &wanted);
+        self.apply(&locals)
+    }
+
+    /// All tables that ids were chosen for.
+    pub(in crate::agent) fn decoded(&self) -> impl Iterator<Item = &plan::Service> {
+        self.tables
+            .values()
+            .filter_map(|table| table.decoded.as_ref())
+    }
+
+    /// Removes what no table names, then frees what nothing names.
+    pub(super) fn apply_tidy(&mut self, now: Instant) {
+        if self.tidy.is_due(now) {
+            let outcome = self.tidy();
+            self.tidy
+                .record(outcome.map_err(|error| chain(&error)), now);
+        }
+    }
+
+    fn tidy(&mut self) -> Result<(), ApplyError> {
+        // While some table says nothing yet, it may be the one that names an entry.
+        let says_something = |table: &Table| {
+            table.decoded.is_some() || (table.spec.is_none() && table.fault.is_none())
+        };
+        if self.tables.values().all(says_something) {
+            let stale = self.installed.plan_stale(self.decoded());
+            self.apply(&stale)?;
+        }
+        self.apply_locals()?;
+        let unnamed = self.installed.collect(self.decoded());
+        self.apply(&unnamed)
+    }
+
+    /// Compares what the maps hold with what was written.
+    pub(super) fn check_drift(&mut self) {
+        match self.dataplane.read() {
+            Ok(contents) => {
+                self.work.drift_checks += 1;
+                self.work.drift_entries = self.drift(&contents);
+                if self.work.drift_entries > 0 {
+                    let entries = self.work.drift_entries;
+                    tracing::error!(
+                        entries,
+                        "the maps hold something else than was written; restart the agent"
+                    );
+                }
+            }
+            Err(error) => tracing::warn!(error = chain(&error), "the maps can not be read back"),
+        }
+    }
+
+    /// How many entries differ from what was written.
+    pub(super) fn drift(&self, contents: &Contents) -> u64 {
+        view::drift(contents, &self.installed.contents())
+    }
+}
