@@ -45,6 +45,9 @@ pub fn rows(shape: &Shape) -> Rows {
     Arc::from(rows)
 }
 
+/// Version of the algorithm: part of every shape's digest, so that rows made by another one are never taken for ours.
+pub const VERSION: u8 = 1;
+
 /// Rows of a word.
 const WORD: u32 = 64;
 /// Classes of a partition: one is looked at at a time.
@@ -99,14 +102,11 @@ fn add(a: u32, b: u32, size: u32) -> u32 {
     sum.min(sum.wrapping_sub(size))
 }
 
+/// The smallest prime that is not below `n`.
 fn prime_at_least(n: u32) -> u32 {
-    let is_prime = |n: u32| {
-        n > 1
-            && (2..)
-                .take_while(|d| d * d <= n)
-                .all(|d| !n.is_multiple_of(d))
-    };
-    (n..).find(|n| is_prime(*n)).unwrap_or(n)
+    let is_prime = |n: u32| n > 1 && (2..=n.isqrt()).all(|d| !n.is_multiple_of(d));
+    // There is one below twice the number (Bertrand).
+    (n..=2 * n).find(|n| is_prime(*n)).unwrap_or(2)
 }
 
 /// Where a slot is in its permutation: what every turn reads.

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use lb_ebpf::abi::{SLOTS_MAX, hash_fields};
 use siphasher::sip::SipHasher24;
 
+use super::maglev;
+
 /// The table sizes there are. Primes, so that every step is a permutation, each about twice the one before.
 pub const LADDER: [u32; 12] = [
     509, 1021, 2039, 4093, 8191, 16381, 32749, 65537, 131_071, 262_139, 524_287, 1_048_573,
@@ -225,7 +227,7 @@ impl Shape {
         self.fields
     }
 
-    /// Digest of what the rows depend on: everything but the hash fields, so that services with and without affinity
+    /// Digest of what the rows depend on: the algorithm and everything here but the hash fields, so that services with and without affinity
     /// share rows. Kept in the `regions` map; every node and every version computes the same.
     pub fn digest(&self) -> u64 {
         let Self {
@@ -236,6 +238,7 @@ impl Shape {
             fields: _,
         } = self;
         let mut hasher = SipHasher24::new_with_keys(0, 0);
+        hasher.write(&[maglev::VERSION]);
         hasher.write(&slots.to_le_bytes());
         hasher.write(&size.get().to_le_bytes());
         hasher.write(&seed.to_le_bytes());
@@ -314,7 +317,7 @@ mod tests {
                 .digest()
         };
         let plain = shape(3, Weights::default(), 0, HashFields::FiveTuple);
-        assert_eq!(plain, 16_569_608_201_785_242_088);
+        assert_eq!(plain, 8_785_120_359_525_158_032);
         assert_eq!(
             plain,
             shape(3, Weights::default(), 0, HashFields::Addresses)
@@ -326,6 +329,6 @@ mod tests {
         let one = Weight::ONE;
         let two = Weight::try_from(2).unwrap();
         let weighted = shape(3, Weights::new(&[one, two, one]), 0, HashFields::FiveTuple);
-        assert_eq!(weighted, 4_335_135_483_259_469_691);
+        assert_eq!(weighted, 4_906_027_356_304_756_679);
     }
 }
