@@ -1,19 +1,20 @@
 //! What the manager knows and wants: objects in, files wanted out. Steps are given the time; nothing here waits.
 
+mod view;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use self::view::View;
 use super::status;
 use crate::admin::{Problem, ServiceCounts};
 use crate::api::file::ServiceStatus;
 use crate::api::service_table::{ServiceTable, ServiceTableSpec};
 use crate::model::assign::{self, Memory};
-use crate::model::endpoint::Cluster;
 use crate::model::ipam;
 use crate::model::service::Service;
 use crate::source::files::{Content, Files};
@@ -366,26 +367,6 @@ impl Core {
     /// Files written, and files that wait.
     pub fn writes(&self) -> (u64, usize) {
         (self.writes, self.writer.pending())
-    }
-}
-
-/// What the model asks about the cluster.
-struct View<'a> {
-    index: &'a Index,
-    complete: bool,
-}
-
-impl Cluster for View<'_> {
-    fn pod(&self, uid: &str) -> Option<&k8s::Pod> {
-        self.index.pod_by_uid(uid)
-    }
-
-    fn has_node(&self, name: &str) -> bool {
-        self.index.has_node(name)
-    }
-
-    fn is_complete(&self) -> bool {
-        self.complete
     }
 }
 

@@ -6,8 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +14,7 @@ use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{RecursiveMode, Watcher};
 
 use super::files::Content;
+use super::read::{Reading, Version, read, version};
 
 /// A closed file is read this long after its last event, so that several writes in a row are read once.
 const DEBOUNCE: Duration = Duration::from_millis(3);
@@ -23,8 +22,6 @@ const DEBOUNCE: Duration = Duration::from_millis(3);
 const SILENCE: Duration = Duration::from_secs(1);
 /// How often everything is looked at without an event: the fallback for lost events and file systems without them.
 const RESCAN: Duration = Duration::from_secs(5);
-/// Largest file: more than any list of 5,000 pods as Kubernetes writes them.
-const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Events kept between two readings; beyond that everything is looked at instead.
 const EVENTS_MAX: usize = 10_000;
 /// Endings of files that are read.
@@ -55,9 +52,6 @@ pub enum WatchError {
 
 /// New contents of files, by path.
 pub type Batch = BTreeMap<PathBuf, Content>;
-
-/// What tells one version of a file from another without reading it: inode, length, time of change.
-type Version = (u64, u64, i64, i64);
 
 /// A file with events that has not been read yet.
 #[derive(Clone, Copy, Debug)]
@@ -345,70 +339,6 @@ fn is_read(path: &Path, also: &BTreeSet<PathBuf>) -> bool {
         .and_then(OsStr::to_str)
         .is_some_and(|ending| ENDINGS.contains(&ending));
     (!hidden && ends_well) || also.contains(path)
-}
-
-fn version(metadata: &std::fs::Metadata) -> Version {
-    (
-        metadata.ino(),
-        metadata.len(),
-        metadata.mtime(),
-        metadata.mtime_nsec(),
-    )
-}
-
-/// What came of reading a file.
-enum Reading {
-    Read(Content, Version),
-    /// It changed on the way.
-    Changing,
-}
-
-fn read(path: &Path) -> Reading {
-    match read_text(path) {
-        Ok(reading) => reading,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Reading::Read(Content::Gone, (0, 0, 0, 0))
-        }
-        Err(error) => unreadable(format!("can not be read: {error}; make it a readable file")),
-    }
-}
-
-/// Version 0 is never that of a file, so an unreadable one is tried again by every look at everything.
-fn unreadable(sentence: String) -> Reading {
-    Reading::Read(Content::Unreadable(sentence), (0, 0, 0, 0))
-}
-
-fn read_text(path: &Path) -> std::io::Result<Reading> {
-    // A pipe would block for ever.
-    if !std::fs::metadata(path)?.is_file() {
-        return Ok(unreadable(
-            "is not a regular file; replace it by one".to_owned(),
-        ));
-    }
-    let file = std::fs::File::open(path)?;
-    let before = file.metadata()?;
-    if before.len() > FILE_BYTES_MAX {
-        return Ok(unreadable(format!(
-            "is larger than {} MiB; split it",
-            FILE_BYTES_MAX >> 20
-        )));
-    }
-    let mut bytes = Vec::new();
-    (&file).take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    let after = version(&file.metadata()?);
-    if version(&before) != after || bytes.len() as u64 != after.1 {
-        return Ok(Reading::Changing);
-    }
-    Ok(match String::from_utf8(bytes) {
-        Ok(text) => Reading::Read(Content::Text(text), after),
-        Err(error) => Reading::Read(
-            Content::Unreadable(format!(
-                "byte {} is not UTF-8; write it as UTF-8",
-                error.utf8_error().valid_up_to()
-            )),
-            after,
-        ),
-    })
 }
 
 #[cfg(test)]

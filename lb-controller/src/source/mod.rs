@@ -12,4 +12,5 @@ pub mod files;
 pub mod index;
 pub mod output;
 pub mod parse;
+mod read;
 pub mod secret;

@@ -1,6 +1,7 @@
 //! From YAML to maps and back to none: a manager and an agent on one directory, over maps in memory.
 
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use super::*;
@@ -10,6 +11,8 @@ use crate::dataplane::faulty::{Fault, FaultyDataplane};
 use crate::dataplane::{Capacity, Counters};
 use crate::manager::core::Core as Manager;
 use crate::model::op::Op;
+use crate::source::directory::Batch;
+use crate::source::files::Content;
 
 /// Maps that the test can look into while the agent has them.
 #[derive(Clone)]

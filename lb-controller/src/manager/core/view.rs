@@ -1,0 +1,28 @@
+//! The cluster as the model asks about it.
+
+use k8s_openapi::api::core::v1 as k8s;
+
+use crate::model::endpoint::Cluster;
+use crate::source::index::Index;
+
+/// What the model asks about the cluster.
+pub(super) struct View<'a> {
+    /// All objects.
+    pub(super) index: &'a Index,
+    /// Whoever is not among them does not exist.
+    pub(super) complete: bool,
+}
+
+impl Cluster for View<'_> {
+    fn pod(&self, uid: &str) -> Option<&k8s::Pod> {
+        self.index.pod_by_uid(uid)
+    }
+
+    fn has_node(&self, name: &str) -> bool {
+        self.index.has_node(name)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.complete
+    }
+}
