@@ -599,7 +599,8 @@ pub struct Config {
 
 /// Bits of [`Config::flags`].
 pub mod config_flag {
-    /// Do not pass on unknown packets: they are held back at once. For control experiments only.
+    /// Ask no other candidate about unknown packets, neither on another node nor in place: they are held back at once.
+    /// For control experiments only.
     pub const RELAY_OFF: u16 = 1 << 0;
 }
 

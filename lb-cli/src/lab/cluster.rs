@@ -36,6 +36,16 @@ pub(crate) struct Settings {
     pub(crate) xdp_mode: String,
 }
 
+/// Where a new pod goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// To the node with the fewest pods.
+    FewestPods,
+    /// To another node than that of an older pod, given by its number: packets of the older one's flows then meet a node
+    /// that has to pass them on.
+    AwayFrom(usize),
+}
+
 /// The lab's cluster. Its processes are killed when the ledger is swept.
 #[derive(Debug)]
 pub(crate) struct Cluster {
@@ -115,11 +125,15 @@ impl Cluster {
             .join(format!("{machine}.sock"))
     }
 
-    /// Makes pods with running servers, spread over the nodes. They are in no slice until [`Self::publish`].
-    pub(crate) fn add_pods(&mut self, count: usize, app: &str) -> anyhow::Result<Vec<String>> {
+    /// Makes pods with running servers, one at each place. They are in no slice until [`Self::publish`].
+    pub(crate) fn add_pods(
+        &mut self,
+        places: impl IntoIterator<Item = Place>,
+        app: &str,
+    ) -> anyhow::Result<Vec<String>> {
         let first = self.pods.len();
-        for _ in 0..count {
-            let pod = self.next_pod(app)?;
+        for place in places {
+            let pod = self.next_pod(app, place)?;
             let namespace =
                 self.network
                     .pod(&pod.node, &pod.name, pod.addresses, &mut self.ledger)?;
@@ -148,12 +162,24 @@ impl Cluster {
             .collect())
     }
 
-    /// The next pod, on the node with the fewest.
-    fn next_pod(&mut self, app: &str) -> anyhow::Result<Pod> {
+    /// The next pod, where it was asked for.
+    fn next_pod(&mut self, app: &str, place: Place) -> anyhow::Result<Pod> {
         let number = self.pods.len() + 1;
         let nodes = self.network.machines.iter().map(|(machine, _)| machine);
-        let nodes = nodes.filter(|machine| machine.pods().is_some());
-        let node = nodes.min_by_key(|node| self.pods_of.get(&node.name).copied().unwrap_or(0));
+        let nodes: Vec<&Machine> = nodes.filter(|machine| machine.pods().is_some()).collect();
+        let node = match place {
+            Place::FewestPods => nodes
+                .iter()
+                .min_by_key(|node| self.pods_of.get(&node.name).copied().unwrap_or(0)),
+            Place::AwayFrom(pod) => {
+                let old = self
+                    .pods
+                    .get(pod)
+                    .context("a pod succeeds one that does not exist")?;
+                let at = nodes.iter().position(|node| node.name == old.node);
+                at.and_then(|at| nodes.get((at + 1) % nodes.len()))
+            }
+        };
         let node = node.context("there is no node for pods")?;
         let of_node = self.pods_of.entry(node.name.clone()).or_insert(0);
         *of_node = of_node

@@ -185,12 +185,37 @@ async fn once_udp(way: Way) -> anyhow::Result<(Who, SocketAddr)> {
 
 /// Opens a TCP connection from the way's own address.
 pub(crate) async fn connect(way: Way) -> anyhow::Result<TcpStream> {
+    connect_with(way, Window::Automatic).await
+}
+
+/// How much may be under way on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Window {
+    /// As much as the kernel finds good: as any client.
+    Automatic,
+    /// So little that the queues of 256 frames on veths never overflow: whoever counts lost datagrams beside transfers
+    /// must not count those.
+    Small,
+}
+
+/// Bytes of socket buffers with [`Window::Small`]: some 20 segments.
+const SMALL_WINDOW: u32 = 32 * 1024;
+
+async fn connect_with(way: Way, window: Window) -> anyhow::Result<TcpStream> {
     let socket = if way.to.is_ipv4() {
         TcpSocket::new_v4()
     } else {
         TcpSocket::new_v6()
     };
     let socket = socket.context("open a socket")?;
+    if window == Window::Small {
+        socket
+            .set_send_buffer_size(SMALL_WINDOW)
+            .context("size a buffer")?;
+        socket
+            .set_recv_buffer_size(SMALL_WINDOW)
+            .context("size a buffer")?;
+    }
     socket
         .bind((way.from, 0).into())
         .with_context(|| format!("bind to {}", way.from))?;
@@ -208,8 +233,8 @@ pub(crate) async fn datagrams(way: Way) -> anyhow::Result<UdpSocket> {
 }
 
 /// Sends so many bytes to the pod and receives as many, checks both, and returns how many went over the wire.
-pub(crate) async fn transfer(way: Way, bytes: u64) -> anyhow::Result<u64> {
-    let mut stream = BufStream::new(connect(way).await?);
+pub(crate) async fn transfer(way: Way, bytes: u64, window: Window) -> anyhow::Result<u64> {
+    let mut stream = BufStream::new(connect_with(way, window).await?);
     stream
         .write_all(format!("take {bytes}\n").as_bytes())
         .await
@@ -237,7 +262,7 @@ pub(crate) async fn transfer(way: Way, bytes: u64) -> anyhow::Result<u64> {
 pub(crate) async fn transfers(way: Way, stop: CancellationToken) -> anyhow::Result<u64> {
     let mut total = 0;
     while !stop.is_cancelled() {
-        total += transfer(way, TRANSFER_PART).await?;
+        total += transfer(way, TRANSFER_PART, Window::Small).await?;
     }
     Ok(total)
 }

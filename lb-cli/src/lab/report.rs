@@ -102,7 +102,9 @@ fn change_rows(summary: &Summary) -> Vec<[String; 2]> {
         "moves of the router's ECMP",
         summary.ecmp_moves.to_string(),
     ));
-    rows.push(row("relayed", format!("{} packets", summary.relayed)));
+    let (relayed, in_place) = (summary.relayed, summary.asked_in_place);
+    let value = format!("{relayed} packets, {in_place} of them within a node");
+    rows.push(row("relayed", value));
     rows.push(row("held back", format!("{} packets", summary.held_back)));
     rows.push(row("broken", summary.broken.to_string()));
     if !summary.drops.is_empty() {

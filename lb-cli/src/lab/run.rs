@@ -9,9 +9,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Place};
 use super::echo;
-use super::load::{self, Protocol, Tally, Way};
+use super::load::{self, Protocol, Tally, Way, Window};
 use super::netns::Worker;
 use super::objects::Phase;
 use super::scenario::{self, Scenario};
@@ -53,6 +53,7 @@ pub(crate) struct Amount {
 #[derive(Clone, Debug, Default)]
 struct Counted {
     relayed: u64,
+    asked_in_place: u64,
     drops: BTreeMap<String, u64>,
 }
 
@@ -86,7 +87,8 @@ impl Run {
             .split_first()
             .context("a run starts with pods")?;
         voice.say(&format!("starting {first} pods with real servers"));
-        cluster.add_pods(*first, scenario::FIRST)?;
+        let places = std::iter::repeat_n(Place::FewestPods, *first);
+        cluster.add_pods(places, scenario::FIRST)?;
         cluster.publish()?;
         let machines = cluster.machines();
         voice.say(&format!(
@@ -101,7 +103,8 @@ impl Run {
         for target in more {
             let count = target.saturating_sub(cluster.pods.len());
             voice.say(&format!("adding {count} pods"));
-            cluster.add_pods(count, scenario::FIRST)?;
+            let places = std::iter::repeat_n(Place::FewestPods, count);
+            cluster.add_pods(places, scenario::FIRST)?;
             cluster.publish()?;
             cluster.applied().await?;
         }
@@ -110,7 +113,7 @@ impl Run {
                 "starting {} pods that no Service selects yet",
                 start.next
             ));
-            cluster.add_pods(start.next, scenario::NEXT)?;
+            cluster.add_pods((0..start.next).map(Place::AwayFrom), scenario::NEXT)?;
             cluster.publish()?;
         }
         let client = cluster.network.client.worker()?;
@@ -258,7 +261,10 @@ impl Run {
         let before = self.segments()?;
         let mut tasks = JoinSet::new();
         for way in self.ways(TRANSFERS, Mix::OnlyTcp) {
-            tasks.spawn_on(load::transfer(way, bytes), self.client.handle());
+            tasks.spawn_on(
+                load::transfer(way, bytes, Window::Automatic),
+                self.client.handle(),
+            );
         }
         while let Some(ended) = tasks.join_next().await {
             self.summary.connections += 1;
@@ -326,12 +332,13 @@ impl Run {
         let mut counted = Counted::default();
         for machine in self.cluster.machines() {
             let status: admin::Status = self.cluster.ask(&machine, "/v1/status").await?;
-            let relays = [Relayed.label(), AskedInPlace.label()];
-            let relayed = status
-                .stats
-                .iter()
-                .filter(|stat| relays.contains(&stat.name.as_str()));
-            counted.relayed += relayed.map(|stat| stat.packets).sum::<u64>();
+            for stat in status.stats {
+                if stat.name == Relayed.label() {
+                    counted.relayed += stat.packets;
+                } else if stat.name == AskedInPlace.label() {
+                    counted.asked_in_place += stat.packets;
+                }
+            }
             for drop in status.drops {
                 *counted.drops.entry(drop.name).or_default() += drop.packets;
             }
@@ -350,7 +357,8 @@ impl Run {
 
     async fn finish(mut self, about: About) -> anyhow::Result<(Cluster, Summary)> {
         let now = self.counted().await?;
-        self.summary.relayed = now.relayed - self.before.relayed;
+        self.summary.asked_in_place = now.asked_in_place - self.before.asked_in_place;
+        self.summary.relayed = now.relayed - self.before.relayed + self.summary.asked_in_place;
         for (reason, packets) in now.drops {
             let packets = packets - self.before.drops.get(&reason).copied().unwrap_or(0);
             if packets > 0 {

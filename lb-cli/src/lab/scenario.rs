@@ -37,6 +37,8 @@ pub(crate) enum Scenario {
 pub(crate) enum Change {
     /// New pods that the Service selects.
     Add(usize),
+    /// A new pod that the Service selects, on another node than this one that it is to replace.
+    Succeed(usize),
     /// Pods enter a phase.
     Phase(Vec<usize>, Phase),
     /// The Service selects the pods of [`NEXT`] instead of those of [`FIRST`].
@@ -70,7 +72,7 @@ pub(crate) const TAIL_MS: u64 = 6_000;
 pub(crate) struct Start {
     /// Pods of [`FIRST`] after each step.
     pub(crate) first: Vec<usize>,
-    /// Pods of [`NEXT`].
+    /// Pods of [`NEXT`], each on another node than the pod of [`FIRST`] with the same number.
     pub(crate) next: usize,
 }
 
@@ -147,7 +149,7 @@ pub(crate) fn demonstration() -> Vec<Step> {
 fn rollout(at_ms: u64, old: std::ops::Range<usize>) -> Vec<Step> {
     let mut steps = Vec::new();
     for (at, pod) in (at_ms..).step_by(700).zip(old) {
-        steps.push(step(at, Change::Add(1)));
+        steps.push(step(at, Change::Succeed(pod)));
         steps.push(step(at + 250, Change::Phase(vec![pod], Phase::Terminating)));
         steps.push(step(at + 500, Change::Phase(vec![pod], Phase::Gone)));
     }
@@ -195,6 +197,10 @@ mod tests {
             for step in steps {
                 match step.change {
                     Change::Add(count) => pods += count,
+                    Change::Succeed(old) => {
+                        assert!(old < pods);
+                        pods += 1;
+                    }
                     Change::Phase(changed, _) => assert!(changed.iter().all(|pod| *pod < pods)),
                     Change::SwitchSelector | Change::SwitchTargetPorts => {}
                 }

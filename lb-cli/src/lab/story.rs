@@ -10,6 +10,7 @@ use rand::{Rng, SeedableRng};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::cluster::Place;
 use super::load;
 use super::network::Network;
 use super::objects::Phase;
@@ -68,7 +69,13 @@ impl Run {
     fn change(&mut self, change: Change) -> anyhow::Result<()> {
         match change {
             Change::Add(count) => {
-                let names = self.cluster.add_pods(count, scenario::FIRST)?;
+                let places = std::iter::repeat_n(Place::FewestPods, count);
+                let names = self.cluster.add_pods(places, scenario::FIRST)?;
+                self.voice.say(&format!("new: {}", names.join(", ")));
+            }
+            Change::Succeed(old) => {
+                let place = Place::AwayFrom(old);
+                let names = self.cluster.add_pods([place], scenario::FIRST)?;
                 self.voice.say(&format!("new: {}", names.join(", ")));
             }
             Change::Phase(pods, phase) => {

@@ -72,6 +72,8 @@ pub(crate) struct Summary {
     pub(crate) ecmp_moves: u64,
     /// Packets passed on to another candidate, in place or to another node.
     pub(crate) relayed: u64,
+    /// Of these, to a candidate on the same node, without a hop.
+    pub(crate) asked_in_place: u64,
     /// Packets held back.
     pub(crate) held_back: u64,
     /// Sessions and transfers that broke.

@@ -49,10 +49,10 @@ pub(super) fn walk<F: Family, T: Tables<F>>(
         if asked.contains(backend.identity) || backend.flags & backend_flag::NO_NEXT_HOP != 0 {
             continue;
         }
+        if relay_off {
+            continue;
+        }
         if backend.flags & backend_flag::LOCAL == 0 {
-            if relay_off {
-                continue;
-            }
             work.target.backend = id;
             work.target.mark = (work.closing_at as u8) << mark::CLOSING_SHIFT;
             return Step::RELAY;
