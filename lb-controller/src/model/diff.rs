@@ -11,6 +11,8 @@
 //! ```
 //! What nothing names any more is freed later and after a grace period: see [`super::collect`].
 
+use std::collections::HashSet;
+
 use lb_ebpf::abi::{self, ROWS_PER_ELEMENT, SLOT_DEVIATES, service_flag};
 
 use super::backends;
@@ -48,24 +50,21 @@ impl Installed {
     /// The operations that remove all entries that none of `wanted` has. Only for a caller that knows all Services: what
     /// is not listed goes.
     pub fn plan_stale<'a>(&self, wanted: impl IntoIterator<Item = &'a Service>) -> Vec<Op> {
-        let wanted: std::collections::HashSet<ServiceKey> = wanted
+        let wanted: HashSet<ServiceKey> = wanted
             .into_iter()
             .flat_map(|service| &service.entries)
             .map(|entry| entry.key)
             .collect();
-        let keys = self.services.keys().copied();
-        let stale: Vec<_> = keys
-            .filter(|key| vip_key(*key) != *key && !wanted.contains(key))
+        let keys = || self.services.keys().copied();
+        let is_marker = |key: ServiceKey| vip_key(key) == key;
+        let stale: Vec<_> = keys()
+            .filter(|key| !is_marker(*key) && !wanted.contains(key))
             .collect();
-        let mut ops = self.removal(&stale);
-        // Markers whose last entry went, but which were not removed with it since an operation failed.
-        let markers = self.services.keys().filter(|key| vip_key(**key) == **key);
-        let lonely = markers.filter(|marker| {
-            let next = self.services.range(**marker..).nth(1);
-            next.is_none_or(|(key, _)| vip_key(*key) != **marker)
-        });
-        ops.extend(lonely.map(|key| Op::RemoveService { key: *key }));
-        ops
+        // A marker without any entry is what a removal left that failed half-way.
+        let used: HashSet<_> = keys().filter(|key| !is_marker(*key)).map(vip_key).collect();
+        let lone = keys().filter(|key| is_marker(*key) && !used.contains(key));
+        let lone: Vec<_> = lone.map(|key| Op::RemoveService { key }).collect();
+        self.removal(&stale).into_iter().chain(lone).collect()
     }
 
     /// Entries first, then the markers of VIPs without any other entry.

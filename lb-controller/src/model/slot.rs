@@ -10,6 +10,11 @@
 //! reshape   another number of slots, weights or hash fields make another table; the old one becomes previous
 //! ```
 //!
+//! Nobody retires an older occupant or a previous table yet: they leave when they are dead, or when the next change needs
+//! their place, the oldest first. A row can have more than `CANDIDATES_MAX` candidates, then: four in its slot and as many
+//! in those of two previous tables. The packet path asks the first six, newest first; most rows name one slot in all
+//! tables and so have four.
+//!
 //! The same input gives the same output again, so that nothing is written twice. A candidate is a number here, an index
 //! into the group's dictionary.
 
@@ -62,7 +67,15 @@ impl Slot {
             .retain(|candidate| Some(*candidate) != next && Some(*candidate) != before);
         if let Some(before) = before {
             self.older.insert(0, before);
-            self.older.truncate(OLDER_MAX);
+        }
+        // The oldest makes room, but not the one who comes back: most flows are its own.
+        let home = self.vacant.and_then(|vacant| vacant.home);
+        while self.older.len() > OLDER_MAX {
+            let oldest = self
+                .older
+                .iter()
+                .rposition(|candidate| Some(*candidate) != home);
+            self.older.remove(oldest.unwrap_or(OLDER_MAX));
         }
     }
 

@@ -441,6 +441,12 @@ fn restart_keeps_ids_and_plans_nothing() {
     node.wanted.clear();
     let stale = node.installed.plan_stale([]);
     assert_eq!(stale.len(), 3, "two ports and their VIP: {stale:?}");
+    node.all(&stale[..2]);
+    assert_eq!(
+        node.installed.plan_stale([]),
+        stale[2..],
+        "a marker that was left goes, too"
+    );
 }
 
 #[test]

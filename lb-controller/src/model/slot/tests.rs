@@ -180,6 +180,25 @@ fn readiness_flap_costs_no_table_and_gives_the_slot_back() {
 }
 
 #[test]
+fn who_comes_back_is_never_forgotten_for_stand_ins() {
+    let mut group = Group::new();
+    group.assign(0, "a b");
+    // Stand-ins that replace each other: whoever serves the other slot.
+    for (second, usable) in [(1, "b"), (2, "c"), (3, "d"), (4, "e"), (5, "f")] {
+        group.assign(second, usable);
+    }
+    let at = group
+        .slots
+        .slots
+        .iter()
+        .find(|slot| slot.vacant.is_some())
+        .unwrap();
+    let home = at.vacant.unwrap().home.unwrap();
+    assert_eq!(at.older.len(), OLDER_MAX);
+    assert!(at.older.contains(&home), "{}", group.show());
+}
+
+#[test]
 fn with_nobody_usable_the_slots_stay_and_name_nobody() {
     let mut group = Group::new();
     group.assign(0, "a b");
