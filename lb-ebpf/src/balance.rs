@@ -92,6 +92,10 @@ pub fn send<F: Family, X: Frame>(
     asked: &Asked,
 ) -> Verdict {
     if carried.len + encap::added::<F>(backend, asked) > usize::from(backend.mtu) {
+        // An id that the tables name, but nobody has written: the client cannot help it.
+        if backend.mtu == 0 {
+            return DropReason::TableFault.into();
+        }
         return Verdict::too_big(F::IS_V6, backend.mtu.saturating_sub(F::OVERHEAD));
     }
     match encap::push::<F, X>(frame, backend, carried, asked) {

@@ -63,7 +63,7 @@ pub(crate) struct Kernel {
 /// What `bpf_ktime_get_coarse_ns` says.
 fn coarse_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
-    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+    now.tv_sec().cast_unsigned() * 1_000_000_000 + now.tv_nsec().cast_unsigned()
 }
 
 impl Kernel {
@@ -153,6 +153,7 @@ impl Kernel {
         ops.extend(old.locals.into_keys().map(|key| Op::RemoveLocal { key }));
         ops.extend(old.peers.into_keys().map(|addr| Op::RemovePeer { addr }));
         ops.push(Op::Grace);
+        ops.extend(old.backends.into_keys().map(|id| Op::FreeBackend { id }));
         ops.extend(tables.backends.iter().map(|(id, value)| Op::Backend {
             id: BackendId(*id),
             value: Box::new(*value),

@@ -121,13 +121,16 @@ fn nobody<F: Family, T: Tables<F>>(tables: T, work: &mut Work<F::Addr>, now_ns: 
     if subject.kind == Kind::IcmpError {
         return DropReason::IcmpUnknownFlow.into();
     }
+    if current == 0 {
+        return DropReason::NoBackend.into();
+    }
     if subject.tuple.proto == protocol::TCP
         && let Err(reason) = second_sight::<F, T>(tables, subject, now_ns)
     {
         return reason.into();
     }
     let Some(backend) = tables.backend(current) else {
-        return DropReason::NoBackend.into();
+        return DropReason::TableFault.into();
     };
     target.mark = mark::ADMIT;
     if backend.flags & backend_flag::LOCAL == 0 {

@@ -66,6 +66,8 @@ pub struct Memory {
     pub sets: HashMap<u32, Set>,
     /// Backends by id.
     pub backends: HashMap<u32, Backend>,
+    /// What every other id has: as in the kernel's array, zeroes.
+    pub unused: Backend,
     /// The agent's sign of life.
     pub stamp: Stamp,
     /// Nodes.
@@ -140,7 +142,7 @@ impl<'a> Shared for &'a Memory {
         self.sets.get(&id)
     }
     fn backend(&self, id: u32) -> Option<&Backend> {
-        self.backends.get(&id)
+        Some(self.backends.get(&id).unwrap_or(&self.unused))
     }
     fn stamp(&self) -> Stamp {
         self.stamp

@@ -6,8 +6,9 @@
 use std::net::IpAddr;
 
 use lb_ebpf::abi::{
-    Backend, FirstPod, Flow, HEADER_MAX, HalfOpen, LocalKey, LocalPod, ServiceEntry, ServiceKey4,
-    ServiceKey6, Set, Slot, Stamp, TICK_SHIFT, TableRef, Tuple, backend_flag, service_flag,
+    Backend, FirstPod, Flow, HEADER_MAX, HalfOpen, LocalKey, LocalPod, SLOT_DEVIATES, ServiceEntry,
+    ServiceKey4, ServiceKey6, Set, Slot, Stamp, TICK_SHIFT, TableRef, Tuple, backend_flag,
+    service_flag,
 };
 use lb_ebpf::tables::memory::Memory;
 use lb_ebpf::wire::{Addr6, Be16, Be32, Ports};
@@ -374,6 +375,21 @@ impl Scene {
             };
         }
         self
+    }
+
+    /// No pod of the current slot takes new flows: it deviates from the newest older one to nobody.
+    pub(crate) fn vacant(self) -> Self {
+        self.but("the current pod is not usable", |tables| {
+            for (slot, id) in [(0, 1), (3, 4)] {
+                tables.slots[slot] = Slot {
+                    first: 0,
+                    set: id | SLOT_DEVIATES,
+                };
+                let set = tables.sets.get_mut(&id).expect("made with the slot");
+                let [newest, older, oldest] = set.older;
+                (set.current, set.older) = (newest, [older, oldest, 0]);
+            }
+        })
     }
 
     pub(crate) fn named(mut self, name: &str) -> Self {

@@ -217,6 +217,35 @@ fn local(cases: &mut Vec<Case>, net: Net) {
 
 fn refused(cases: &mut Vec<Case>, net: Net) {
     let ip = net.ip();
+    let vacant = || Scene::current(R2, &[R3]).vacant();
+    let segment = tcp(ACK).packet(&ip);
+    let out = sent(&vacant(), R3, net, net, Proto::Tcp).around(&segment);
+    cases.push(
+        xdp(
+            format!("no current pod: flows of the older one go on, {net:?}"),
+            vacant(),
+            frame(&segment),
+        )
+        .transmits(out),
+    );
+    cases.push(
+        xdp(
+            format!("no current pod: no new flows, {net:?}"),
+            vacant(),
+            tcp(SYN).frame(&ip),
+        )
+        .drops(DropReason::NoBackend),
+    );
+    let unused =
+        Scene::current(R2, &[]).but("backends are not there", |tables| tables.backends.clear());
+    cases.push(
+        xdp(
+            format!("slot names an unused backend, {net:?}"),
+            unused,
+            tcp(SYN).frame(&ip),
+        )
+        .drops(DropReason::TableFault),
+    );
     let packet = tcp(SYN).frame(&ip);
     cases.push(
         xdp(

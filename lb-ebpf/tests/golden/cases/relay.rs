@@ -289,6 +289,13 @@ fn held(cases: &mut Vec<Case>, net: Net) {
             tables.stamp.fresh_since_ns = NOW_NS - SECOND;
         });
     cases.push(case("first sight in another fresh period", gap).drops(DropReason::HeldBack));
+    cases.push(
+        case(
+            "no pods at all, and nothing to wait for",
+            Scene::empty().held(2 * SECOND),
+        )
+        .drops(DropReason::NoBackend),
+    );
     let stale = scene()
         .held(2 * SECOND)
         .but("stamp of two seconds ago", |tables| {
