@@ -159,18 +159,22 @@ pub(crate) fn addr6(address: IpAddr) -> Addr6 {
 
 /// A backend's value: by this file's own hand, compared with the controller's in its tests.
 pub(crate) fn backend(pod: Pod, net: Net, outer: Net) -> Backend {
-    let outer = if pod.is_local() { Net::V4 } else { outer };
-    let (local, hop) = if pod.is_local() {
+    backend_at(1, pod, net, outer)
+}
+
+/// The same as another node has it.
+pub(crate) fn backend_at(node: u8, pod: Pod, net: Net, outer: Net) -> Backend {
+    let is_local = pod.1 == node;
+    let outer = if is_local { Net::V4 } else { outer };
+    let (local, hop) = if is_local {
         (backend_flag::LOCAL, ([0; 6], [0; 6]))
     } else {
         (0, (mac(pod.1), NODE))
     };
     let encap = Encap {
         macs: hop,
-        from: outer.node(1),
-        to: outer.node(pod.1),
         source_port: 0,
-        ..pod.sent_over(net, outer, 1)
+        ..pod.sent_over(net, outer, node)
     };
     let mut bytes = encap.around(&[]);
     let len_at = match outer {
@@ -202,7 +206,7 @@ pub(crate) fn backend(pod: Pod, net: Net, outer: Net) -> Backend {
     };
     Backend {
         ifindex: 0,
-        mtu: if pod.is_local() { u16::MAX } else { ROUTER_MTU },
+        mtu: if is_local { u16::MAX } else { ROUTER_MTU },
         header_len: bytes.len() as u8,
         flags: local | outer_flag | inner_flag,
         identity: pod.identity(),
