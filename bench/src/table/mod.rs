@@ -3,6 +3,9 @@
 //! Times are processor time of one thread.
 
 mod build;
+mod change;
+mod memory;
+mod objects;
 mod rendezvous;
 mod rows_changed;
 
@@ -36,8 +39,18 @@ const SEED: u64 = 0;
 pub(crate) fn run(length: Length, only: &str) -> anyhow::Result<Outcome> {
     rounds::pin_to_a_processor()?;
     let mut outcome = Outcome::default();
-    outcome.rows.extend(build::rows(length, only)?);
-    outcome.rows.extend(rows_changed::rows(only)?);
+    let parts = [
+        ("build", build::rows(length, only)),
+        ("change, resize", change::rows(length, only)),
+        ("rows-changed", rows_changed::rows(only)),
+        ("memory", memory::rows(only)),
+    ];
+    for (part, rows) in parts {
+        match rows {
+            Ok(rows) => outcome.rows.extend(rows),
+            Err(error) => outcome.errors.push(format!("table/{part}: {error:#}")),
+        }
+    }
     Ok(outcome)
 }
 

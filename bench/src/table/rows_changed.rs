@@ -39,7 +39,9 @@ pub(super) fn rows(only: &str) -> anyhow::Result<Vec<Row>> {
 }
 
 fn row(case: &str, before: &[u16], after: &[u16]) -> Row {
-    let changed = before.iter().zip(after).filter(|(a, b)| a != b).count();
-    let percent = changed as f64 * 100.0 / before.len() as f64;
+    let pairs = before.iter().zip(after);
+    // Ones and zeroes, so that no count is cast.
+    let changed: f64 = pairs.map(|(a, b)| f64::from(u8::from(a != b))).sum();
+    let percent = changed * 100.0 / before.iter().map(|_| 1.0).sum::<f64>();
     Row::new(case, "%", &Samples::from([percent]))
 }
