@@ -85,6 +85,11 @@ pub const GENEVE_OPTION_KIND: u8 = 0x81;
 pub mod capacity {
     /// Services of one family (entries are per address, port and protocol).
     pub const SERVICES: u32 = 32_768;
+    /// Records of services that are not in use: the next version of one is written beside it.
+    pub const SPARE_RECORDS: u32 = 64;
+    /// Words of the directory of one family, see [`crate::directory`]. A power of two, four times [`SERVICES`]; fixed, so
+    /// that the packet path knows it.
+    pub const DIRECTORY: u32 = 1 << 17;
     /// Elements of four rows.
     pub const ROWS: u32 = 1 << 20;
     /// Slots.
@@ -121,10 +126,14 @@ pub mod capacity {
 
 /// Names of the maps in the object and below the pin directory.
 pub mod map {
-    /// [`super::ServiceKey4`] → [`super::ServiceEntry`], hash.
+    /// Index → [`super::ServiceRecord`] of a [`super::ServiceKey4`], array, found through [`DIRECTORY4`]. 0 is not used.
     pub const SERVICES4: &str = "services4";
-    /// [`super::ServiceKey6`] → [`super::ServiceEntry`], hash.
+    /// Index → [`super::ServiceRecord`] of a [`super::ServiceKey6`], array, found through [`DIRECTORY6`]. 0 is not used.
     pub const SERVICES6: &str = "services6";
+    /// Position → word of [`crate::directory`], array, mmap-able.
+    pub const DIRECTORY4: &str = "directory4";
+    /// See [`DIRECTORY4`].
+    pub const DIRECTORY6: &str = "directory6";
     /// Index → four rows (`[u16; 4]`), array, mmap-able.
     pub const ROWS: &str = "rows";
     /// Index → [`super::Slot`], array, mmap-able.
@@ -257,6 +266,16 @@ pub struct ServiceEntry {
     pub current: TableRef,
     /// Tables that may still own flows, newest first.
     pub previous: [TableRef; PREVIOUS_MAX],
+}
+
+/// A service as it lies in `services4` and `services6`: immutable while the directory names it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub struct ServiceRecord<K> {
+    /// Its key.
+    pub key: K,
+    /// What the key leads to.
+    pub entry: ServiceEntry,
 }
 
 /// Bits of [`ServiceEntry::flags`].
@@ -650,6 +669,8 @@ plain!(ServiceKey4, addr: Be32, port: Be16, proto: u8, pad: u8);
 plain!(ServiceKey6, addr: Addr6, port: Be16, proto: u8, pad: u8);
 plain!(TableRef, rows: u32, size: u32, fields: u32);
 plain!(ServiceEntry, id: u32, flags: u32, slots: u32, slot_count: u32, current: TableRef, previous: [TableRef; PREVIOUS_MAX]);
+plain!(ServiceRecord<ServiceKey4>, key: ServiceKey4, entry: ServiceEntry);
+plain!(ServiceRecord<ServiceKey6>, key: ServiceKey6, entry: ServiceEntry);
 plain!(Slot, first: u32, set: u32);
 plain!(Set, current: u32, older: [u32; OLDER_MAX], substitute: u32, suspected: u32);
 plain!(Region, rows: u32, size: u32, digest: u64);

@@ -11,6 +11,7 @@
 //! | [`frame`] | bounds-checked access to a packet, in the kernel and on the host |
 //! | [`family`] | what differs between IPv4 and IPv6, and nothing else |
 //! | [`hash`] | the keyed flow hash |
+//! | [`directory`] | how the record of a service is found |
 //! | [`checksum`] | RFC 1624 updates |
 //! | [`tables`] | the traits through which decisions read maps, and the same over plain memory for tests |
 //!
@@ -42,6 +43,7 @@ pub mod candidates;
 pub mod checksum;
 pub mod decap;
 pub mod deliver;
+pub mod directory;
 pub mod encap;
 pub mod family;
 pub mod frame;

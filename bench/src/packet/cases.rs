@@ -35,12 +35,12 @@ pub(super) enum Counted {
 }
 
 /// What must become of every packet, or the row is an error.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Expected {
     /// The program's answer.
     pub(super) verdict: u32,
     /// What each packet is counted as, and nothing else.
-    pub(super) counted: Option<Counted>,
+    pub(super) counted: Vec<Counted>,
     /// How much longer (or shorter) the packet becomes.
     pub(super) grows: isize,
 }
@@ -183,7 +183,7 @@ pub(super) fn at_the_balancer(services: Services) -> Vec<Case> {
             packet,
             expected: Expected {
                 verdict: XDP_TX,
-                counted: Some(Counted::Forwarded),
+                counted: vec![Counted::Forwarded],
                 grows: outer(kind),
             },
             beside: "packet/floor/xdp_tx",
@@ -260,7 +260,7 @@ pub(super) fn at_the_balancer(services: Services) -> Vec<Case> {
             packet,
             expected: Expected {
                 verdict: XDP_PASS,
-                counted: None,
+                counted: Vec::new(),
                 grows: 0,
             },
             beside: "packet/floor/xdp_pass",
@@ -298,7 +298,7 @@ pub(super) fn steps(services: Services) -> Vec<Case> {
             packet: packet.clone(),
             expected: Expected {
                 verdict,
-                counted: None,
+                counted: Vec::new(),
                 grows,
             },
             beside,
@@ -322,46 +322,42 @@ pub(super) fn at_the_owner(made: &Encapsulated) -> Vec<Case> {
     let mut cases = Vec::new();
     let kind = made.kind;
     let family = if kind.is_v6() { 6 } else { 4 };
-    let mut add = |name: String, packet: &[u8], flows, (verdict, stat, grows)| {
-        let inner = 14 + outer(kind).cast_unsigned();
-        cases.push(Case {
-            name,
-            hook: Hook::Xdp,
-            target: Target::Owner,
-            script: script(packet, flows, &Places::of_request(kind, inner)),
-            packet: packet.to_vec(),
-            expected: Expected {
-                verdict,
-                counted: Some(Counted::As(stat)),
-                grows,
-            },
-            beside: if verdict == XDP_TX {
-                "packet/floor/xdp_tx"
-            } else {
-                "packet/floor/xdp_pass"
-            },
-        });
-    };
+    let mut add =
+        |name: String, packet: &[u8], flows, (verdict, stats, grows): (u32, &[Stat], isize)| {
+            let inner = 14 + outer(kind).cast_unsigned();
+            cases.push(Case {
+                name,
+                hook: Hook::Xdp,
+                target: Target::Owner,
+                script: script(packet, flows, &Places::of_request(kind, inner)),
+                packet: packet.to_vec(),
+                expected: Expected {
+                    verdict,
+                    counted: stats.iter().copied().map(Counted::As).collect(),
+                    grows,
+                },
+                beside: if verdict == XDP_TX {
+                    "packet/floor/xdp_tx"
+                } else {
+                    "packet/floor/xdp_pass"
+                },
+            });
+        };
     let off = -outer(kind);
     for (label, flows) in FLOWS {
         let name = format!("packet/own{family}/flows={label}");
-        add(name, &made.known, flows, (XDP_PASS, Stat::Known, off));
+        add(name, &made.known, flows, (XDP_PASS, &[Stat::Known][..], off));
     }
-    let admit = (XDP_PASS, Stat::Admitted, off);
+    // Another client each time. The one that is admitted is known by the time that it is delivered.
+    let admit: &[Stat] = &[Stat::Known, Stat::Admitted];
     add(
         format!("packet/own{family}-syn"),
         &made.first,
         1 << 20,
-        admit,
-    );
-    add(
-        format!("packet/own{family}-syn/flows=1"),
-        &made.first,
-        1,
-        admit,
+        (XDP_PASS, admit, off),
     );
     // One more candidate is in the list of those asked.
-    let relay = (XDP_TX, Stat::Relayed, 4);
+    let relay = (XDP_TX, &[Stat::Relayed][..], 4);
     add(
         format!("packet/relay{family}"),
         &made.stranger,
@@ -378,7 +374,7 @@ pub(super) fn at_the_owner(made: &Encapsulated) -> Vec<Case> {
             packet,
             expected: Expected {
                 verdict: TC_UNSPEC,
-                counted: Some(Counted::As(Stat::Returned)),
+                counted: vec![Counted::As(Stat::Returned)],
                 grows: 0,
             },
             beside: "packet/floor/tc",

@@ -325,10 +325,9 @@ impl Bench {
             "the verdict is {verdict}, not {}; counted: {moved:?}",
             expected.verdict
         );
-        let want: Vec<(String, u64)> = expected
-            .counted
-            .map(|counted| (name_of(counted), u64::from(PROOF)))
-            .into_iter()
+        let counted = expected.counted.iter();
+        let want: Vec<(String, u64)> = counted
+            .map(|counted| (name_of(*counted), u64::from(PROOF)))
             .collect();
         ensure!(moved == want, "counted {moved:?}, not {want:?}");
         let grown = out.len().cast_signed() - packet.len().cast_signed();

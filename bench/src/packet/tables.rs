@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use aya::Pod;
 use aya::maps::{Array, HashMap, MapData};
 use lb_ebpf::abi::{self, map};
+use lb_ebpf::directory;
 use lb_ebpf::wire::{Addr6, Be16, Be32, Ports, protocol};
 
 use super::frames::{
@@ -191,18 +192,37 @@ impl<'a> Tables<'a> {
                 ..abi::ServiceEntry::default()
             }
         };
-        let mut map = self.hash(map::SERVICES4)?;
-        for n in 0..services.count {
-            map.insert(key4(n, protocol::TCP), entry(n, 1), 0)?;
-        }
-        map.insert(
+        let tcp = (0..services.count).map(|n| (key4(n, protocol::TCP), entry(n, 1)));
+        let udp = (
             key4(services.hot(), protocol::UDP),
             entry(services.hot(), 1),
-            0,
-        )?;
-        let mut map = self.hash(map::SERVICES6)?;
-        for n in 0..services.count {
-            map.insert(key6(n, protocol::TCP), entry(n, FIRST_V6), 0)?;
+        );
+        self.write_records(map::SERVICES4, map::DIRECTORY4, tcp.chain([udp]))?;
+        let tcp = (0..services.count).map(|n| (key6(n, protocol::TCP), entry(n, FIRST_V6)));
+        self.write_records(map::SERVICES6, map::DIRECTORY6, tcp)
+    }
+
+    fn write_records<K: directory::Key>(
+        &mut self,
+        records: &'static str,
+        words: &'static str,
+        services: impl Iterator<Item = (K, abi::ServiceEntry)>,
+    ) -> anyhow::Result<()>
+    where
+        abi::ServiceRecord<K>: Pod,
+    {
+        let mut all = vec![0_u64; abi::capacity::DIRECTORY as usize];
+        let mut map = self.array(records)?;
+        for (index, (key, entry)) in (1..).zip(services) {
+            map.set(index, abi::ServiceRecord { key, entry }, 0)?;
+            let hash = key.hash();
+            let at = directory::vacancy(hash, |at| all[at as usize]);
+            let at = at.context("the directory has no room")?;
+            all[at as usize] = directory::word(hash, index);
+        }
+        let mut map = self.array::<u64>(words)?;
+        for (at, word) in (0..).zip(all).filter(|(_, word)| *word != 0) {
+            map.set(at, word, 0)?;
         }
         Ok(())
     }
@@ -241,10 +261,10 @@ impl<'a> Tables<'a> {
             ..abi::ServiceEntry::default()
         };
         let hot = services.hot();
-        self.hash(map::SERVICES4)?
-            .insert(key4(hot, protocol::TCP), entry(1), 0)?;
-        self.hash(map::SERVICES6)?
-            .insert(key6(hot, protocol::TCP), entry(2), 0)?;
+        let four = (key4(hot, protocol::TCP), entry(1));
+        self.write_records(map::SERVICES4, map::DIRECTORY4, [four].into_iter())?;
+        let six = (key6(hot, protocol::TCP), entry(2));
+        self.write_records(map::SERVICES6, map::DIRECTORY6, [six].into_iter())?;
         let port = Be16::new(POD_PORT);
         let key = abi::LocalKey {
             addr: be32(pod4(pod_v4)),

@@ -10,7 +10,7 @@ use aya::EbpfLoader;
 use aya::maps::{Map, MapData};
 use lb_controller::dataplane::{Capacity, Contents, load};
 use lb_controller::model::installed::{Installed, Usage};
-use lb_ebpf::abi::{ROWS_PER_ELEMENT, map};
+use lb_ebpf::abi::{ROWS_PER_ELEMENT, capacity, map};
 
 use super::objects::{service, view};
 use super::{beside_peers, wanted};
@@ -86,7 +86,9 @@ fn entries(usage: Usage) -> Vec<(&'static str, u32)> {
         services,
     } = usage;
     vec![
-        (map::SERVICES4, services),
+        // Index 0 is not used.
+        (map::SERVICES4, services + 1),
+        (map::DIRECTORY4, capacity::DIRECTORY),
         (map::SERVICES_COUNT, services),
         (map::ROWS, rows.div_ceil(ROWS_PER_ELEMENT)),
         (map::REGIONS, regions),

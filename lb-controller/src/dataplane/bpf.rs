@@ -1,7 +1,7 @@
 //! The maps of the kernel, pinned so that they outlive the agent.
 //!
 //! Order and visibility: rows and slots are stores of eight aligned bytes through a memory map. An entry of a hash map
-//! becomes visible whole. An element of an array is copied in place, so a packet may meet half of it: sets are therefore
+//! becomes visible whole, and so does a service (see [`super::records`]). An element of an array is copied in place, so a packet may meet half of it: sets are therefore
 //! written only while nothing names them, and backends that something names change in their next hop alone, where a mixture
 //! costs the packets of that instant, which had no good next hop anyway. Rows are stored before their region is written,
 //! and callers write a service entry only after both, so no packet meets a half-written table.
@@ -16,6 +16,7 @@ use super::flows::Flows;
 use super::load::{self, LoadError, Programs, Sizes};
 use super::mapping::Mapping;
 use super::pin::{PinDir, PinError};
+use super::records::{self, Services};
 use super::stamp::StampWriter;
 use super::sys::{GracePeriods, More};
 use super::table::{ArrayTable, HashTable, PerCpuTable};
@@ -24,8 +25,8 @@ use crate::model::op::{BackendId, LocalKey, Op, RegionId, ServiceKey, SetId, Slo
 
 /// The kernel's maps of one node.
 pub struct BpfDataplane {
-    services4: HashTable<abi::ServiceKey4, abi::ServiceEntry>,
-    services6: HashTable<abi::ServiceKey6, abi::ServiceEntry>,
+    services4: Services<abi::ServiceKey4>,
+    services6: Services<abi::ServiceKey6>,
     rows: ArrayTable<[u16; ROWS_PER_ELEMENT as usize]>,
     rows_memory: Mapping,
     slots: ArrayTable<abi::Slot>,
@@ -89,8 +90,8 @@ impl BpfDataplane {
         let services_count = PerCpuTable::open(&pins, map::SERVICES_COUNT, cpus)?;
         let backends_count = PerCpuTable::open(&pins, map::BACKENDS_COUNT, cpus)?;
         Ok(Self {
-            services4: HashTable::open(&pins, map::SERVICES4)?,
-            services6: HashTable::open(&pins, map::SERVICES6)?,
+            services4: Services::open(&pins, map::SERVICES4, map::DIRECTORY4)?,
+            services6: Services::open(&pins, map::SERVICES6, map::DIRECTORY6)?,
             rows,
             rows_memory,
             slots,
@@ -179,8 +180,8 @@ impl BpfDataplane {
     fn service(&mut self, key: &ServiceKey, value: &abi::ServiceEntry) -> Result<(), ApplyError> {
         self.service_ids = self.service_ids.max(value.id.saturating_add(1));
         match key {
-            ServiceKey::V4(key) => self.services4.put(key, value),
-            ServiceKey::V6(key) => self.services6.put(key, value),
+            ServiceKey::V4(key) => self.services4.put(key, value, &self.graces),
+            ServiceKey::V6(key) => self.services6.put(key, value, &self.graces),
         }
     }
 
@@ -272,14 +273,15 @@ impl Dataplane for BpfDataplane {
             .map(|(index, word)| (SlotIndex(index), unpack_slot(word)))
             .collect();
         let mut services = BTreeMap::new();
-        self.services4.scan(|key, value| {
-            services.insert(ServiceKey::V4(*key), *value);
-            More::Yes
-        })?;
-        self.services6.scan(|key, value| {
-            services.insert(ServiceKey::V6(*key), *value);
-            More::Yes
-        })?;
+        let (four, six) = (self.services4.all()?, self.services6.all()?);
+        services.extend(
+            four.into_iter()
+                .map(|(key, entry)| (ServiceKey::V4(key), entry)),
+        );
+        services.extend(
+            six.into_iter()
+                .map(|(key, entry)| (ServiceKey::V6(key), entry)),
+        );
         let mut locals = HashMap::new();
         self.locals4.scan(|key, value| {
             locals.insert(LocalKey::V4(*key), *value);
@@ -328,10 +330,16 @@ impl Dataplane for BpfDataplane {
             Op::Service { key, value } => self.service(key, value),
             Op::RemoveService {
                 key: ServiceKey::V4(key),
-            } => self.services4.remove(key),
+            } => {
+                self.services4.remove(key);
+                Ok(())
+            }
             Op::RemoveService {
                 key: ServiceKey::V6(key),
-            } => self.services6.remove(key),
+            } => {
+                self.services6.remove(key);
+                Ok(())
+            }
             Op::Local {
                 key: LocalKey::V4(key),
                 value,
@@ -353,11 +361,12 @@ impl Dataplane for BpfDataplane {
             Op::Peer { addr, node } => self.peers.put(addr, node),
             Op::RemovePeer { addr } => self.peers.remove(addr),
             Op::Config { value } => self.config.put(0, value),
-            Op::Grace => self.graces.wait().map_err(|source| ApplyError::Syscall {
-                map: "grace",
-                call: "wait for a grace period",
-                source,
-            }),
+            Op::Grace => {
+                records::wait(&self.graces)?;
+                self.services4.grace();
+                self.services6.grace();
+                Ok(())
+            }
             Op::FreeBackend { id } => self.free_backend(*id),
             Op::FreeSet { id } => self.sets.put(id.0, &abi::Set::default()),
             Op::FreeRegion { id } => self.regions.put(id.0, &abi::Region::default()),

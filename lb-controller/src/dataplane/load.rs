@@ -109,7 +109,10 @@ impl Default for Sizes {
 impl Sizes {
     /// Entries of each map whose size is a setting.
     pub(super) fn entries(&self) -> Vec<(&'static str, u32)> {
-        let Self { capacity, flows } = *self;
+        let Self {
+            capacity: sizes,
+            flows,
+        } = *self;
         let Capacity {
             backends,
             rows,
@@ -117,12 +120,13 @@ impl Sizes {
             sets,
             slots,
             services,
-        } = capacity;
+        } = sizes;
         // Below that an LRU map's per-processor free lists leave nothing to share.
         let half_open = (flows / 4).max(1024);
+        let records = services + 1 + capacity::SPARE_RECORDS;
         vec![
-            (map::SERVICES4, services),
-            (map::SERVICES6, services),
+            (map::SERVICES4, records),
+            (map::SERVICES6, records),
             (map::SERVICES_COUNT, services),
             (map::ROWS, rows.div_ceil(ROWS_PER_ELEMENT)),
             (map::SLOTS, slots),
@@ -317,6 +321,8 @@ pub fn verify(object: &[u8]) -> Result<Vec<Verified>, LoadError> {
 const MAPS: &[&str] = &[
     map::SERVICES4,
     map::SERVICES6,
+    map::DIRECTORY4,
+    map::DIRECTORY6,
     map::ROWS,
     map::SLOTS,
     map::SETS,

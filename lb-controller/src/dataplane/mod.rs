@@ -19,6 +19,7 @@ pub mod network;
 pub mod next_hop;
 pub mod pass;
 pub mod pin;
+mod records;
 pub mod stamp;
 #[expect(
     unsafe_code,

@@ -65,11 +65,6 @@ impl<K: Plain + Default, V: Plain + Default> HashTable<K, V> {
         })
     }
 
-    /// How many entries it has room for.
-    pub(super) fn limit(&self) -> u32 {
-        self.map.entries
-    }
-
     /// Name, used entries and all entries. Scans the map.
     pub(super) fn usage(&self) -> Result<(&'static str, u64, u64), ApplyError> {
         let mut used = 0;

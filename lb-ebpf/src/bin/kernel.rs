@@ -17,6 +17,7 @@ use lb_ebpf::abi::{
     Plain, ROWS_PER_ELEMENT, ServiceEntry, Set, Slot, Stamp, Stat, Tuple,
 };
 use lb_ebpf::back::{Covers, Skb};
+use lb_ebpf::directory;
 use lb_ebpf::family::{Family, V4, V6};
 use lb_ebpf::frame::Frame;
 use lb_ebpf::own::Scratch;
@@ -365,12 +366,24 @@ impl Shared for Maps {
 }
 
 macro_rules! tables {
-    ($family:ty, $services:ident, $pins:ident, $flows:ident, $half_open:ident, $first:ident, $held:ident, $fragments:ident, $locals:ident) => {
+    ($family:ty, $services:ident, $directory:ident, $pins:ident, $flows:ident, $half_open:ident, $first:ident, $held:ident, $fragments:ident, $locals:ident) => {
         impl Tables<$family> for Maps {
             #[inline(always)]
             fn service(&self, key: &<$family as Family>::ServiceKey) -> Option<&ServiceEntry> {
-                // SAFETY: entries are replaced, never removed under a reader before a grace period.
-                unsafe { maps::$services.get(key) }
+                directory::find(
+                    directory::Key::hash(key),
+                    // SAFETY: in the map. One load of eight bytes: user space replaces a word by one store.
+                    |at| Some(unsafe { *maps::$directory.get_ptr(at)? }),
+                    |index| {
+                        // A record is immutable until a grace period after the directory has ceased to name it.
+                        let record = maps::$services.get(index)?;
+                        if record.key == *key {
+                            Some(&record.entry)
+                        } else {
+                            None
+                        }
+                    },
+                )
             }
             #[inline(always)]
             fn pin(&self, key: &Tuple<<$family as Family>::Addr>) -> Option<Pin> {
@@ -478,8 +491,8 @@ macro_rules! tables {
 }
 
 tables!(
-    V4, SERVICES4, PINS4, FLOWS4, HALF_OPEN4, FIRST4, HELD4, FRAGMENTS4, LOCALS4
+    V4, SERVICES4, DIRECTORY4, PINS4, FLOWS4, HALF_OPEN4, FIRST4, HELD4, FRAGMENTS4, LOCALS4
 );
 tables!(
-    V6, SERVICES6, PINS6, FLOWS6, HALF_OPEN6, FIRST6, HELD6, FRAGMENTS6, LOCALS6
+    V6, SERVICES6, DIRECTORY6, PINS6, FLOWS6, HALF_OPEN6, FIRST6, HELD6, FRAGMENTS6, LOCALS6
 );

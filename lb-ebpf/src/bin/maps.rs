@@ -3,24 +3,36 @@
 //!
 //! Preallocated maps stay preallocated (no `BPF_F_NO_PREALLOC`): the packet path never waits for memory. LRU maps share
 //! one list among processors (no `BPF_F_NO_COMMON_LRU`), so that all of their room serves a flood on one processor.
+//! Arrays that every packet reads are mmap-able also when nobody maps them: such arrays start at a page, so that records
+//! of 64 and 128 bytes do not straddle cache lines.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use lb_ebpf::abi::{
     Announcement, Backend, Config, Count, DropReason, FirstPod, Flow, FragmentKey, FragmentPorts,
-    HalfOpen, LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT, Region, RelayBucket, ServiceEntry,
-    ServiceKey4, ServiceKey6, Set, Slot, SourceRange, Stamp, Stat, Tuple, capacity,
+    HalfOpen, LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT, Region, RelayBucket, ServiceKey4,
+    ServiceKey6, ServiceRecord, Set, Slot, SourceRange, Stamp, Stat, Tuple, capacity,
 };
 use lb_ebpf::own::Scratch;
 use lb_ebpf::wire::{Addr6, Be32};
 
 #[map(name = "services4")]
-pub(crate) static SERVICES4: HashMap<ServiceKey4, ServiceEntry> =
-    HashMap::with_max_entries(capacity::SERVICES, 0);
+pub(crate) static SERVICES4: Array<ServiceRecord<ServiceKey4>> = Array::with_max_entries(
+    capacity::SERVICES + 1 + capacity::SPARE_RECORDS,
+    BPF_F_MMAPABLE,
+);
 #[map(name = "services6")]
-pub(crate) static SERVICES6: HashMap<ServiceKey6, ServiceEntry> =
-    HashMap::with_max_entries(capacity::SERVICES, 0);
+pub(crate) static SERVICES6: Array<ServiceRecord<ServiceKey6>> = Array::with_max_entries(
+    capacity::SERVICES + 1 + capacity::SPARE_RECORDS,
+    BPF_F_MMAPABLE,
+);
+#[map(name = "directory4")]
+pub(crate) static DIRECTORY4: Array<u64> =
+    Array::with_max_entries(capacity::DIRECTORY, BPF_F_MMAPABLE);
+#[map(name = "directory6")]
+pub(crate) static DIRECTORY6: Array<u64> =
+    Array::with_max_entries(capacity::DIRECTORY, BPF_F_MMAPABLE);
 #[map(name = "rows")]
 pub(crate) static ROWS: Array<[u16; ROWS_PER_ELEMENT as usize]> =
     Array::with_max_entries(capacity::ROWS, BPF_F_MMAPABLE);
@@ -32,7 +44,8 @@ pub(crate) static SETS: Array<Set> = Array::with_max_entries(capacity::SETS, 0);
 #[map(name = "regions")]
 pub(crate) static REGIONS: Array<Region> = Array::with_max_entries(capacity::REGIONS, 0);
 #[map(name = "backends")]
-pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(capacity::BACKENDS, 0);
+pub(crate) static BACKENDS: Array<Backend> =
+    Array::with_max_entries(capacity::BACKENDS, BPF_F_MMAPABLE);
 #[map(name = "pins4")]
 pub(crate) static PINS4: HashMap<Tuple<Be32>, Pin> = HashMap::with_max_entries(capacity::PINS, 0);
 #[map(name = "pins6")]
