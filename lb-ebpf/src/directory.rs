@@ -46,8 +46,8 @@ const fn fold(h: u64) -> u64 {
 impl Key for ServiceKey4 {
     #[inline(always)]
     fn hash(&self) -> u64 {
-        let port = (self.port.raw() as u64) << 8 | self.proto as u64;
-        fold(((self.addr.raw() as u64) << 32 | port).wrapping_mul(FACTORS[0]))
+        let port = u64::from(self.port.raw()) << 8 | u64::from(self.proto);
+        fold((u64::from(self.addr.raw()) << 32 | port).wrapping_mul(FACTORS[0]))
     }
 }
 
@@ -55,9 +55,9 @@ impl Key for ServiceKey6 {
     #[inline(always)]
     fn hash(&self) -> u64 {
         let [a, b, c, d] = self.addr.0;
-        let port = (self.port.raw() as u64) << 8 | self.proto as u64;
-        let high = ((a.raw() as u64) << 32 | b.raw() as u64).wrapping_mul(FACTORS[1]);
-        let low = ((c.raw() as u64) << 32 | d.raw() as u64).wrapping_mul(FACTORS[2]);
+        let port = u64::from(self.port.raw()) << 8 | u64::from(self.proto);
+        let high = (u64::from(a.raw()) << 32 | u64::from(b.raw())).wrapping_mul(FACTORS[1]);
+        let low = (u64::from(c.raw()) << 32 | u64::from(d.raw())).wrapping_mul(FACTORS[2]);
         fold(
             (high ^ (high >> 32))
                 .wrapping_add(low ^ (low >> 32))
