@@ -25,14 +25,22 @@ pub(super) fn walk<F: Family, T: Tables<F>>(
     closing: bool,
     now_ns: u64,
 ) -> Step {
+    let named = work.target;
     let asked = &mut arrival.asked;
+    if closing && asked.is_full() {
+        return Step::DELIVER;
+    }
     work.closing_at = u32::from(arrival.mark >> mark::CLOSING_SHIFT & mark::CLOSING_MASK);
     asked.push(arrival.identity);
     if closing && work.closing_at == 0 {
         work.closing_at = asked.len();
     }
     let Some(service) = service_of::<F, T>(&tables, &work.subject) else {
-        return DropReason::NoSuchPod.into();
+        return if closing {
+            Step::DELIVER
+        } else {
+            DropReason::NoSuchPod.into()
+        };
     };
     candidates::of::<F, T>(tables, service, &work.subject.tuple, &mut work.list);
     let relay_off = tables.config().flags & config_flag::RELAY_OFF != 0;
@@ -67,6 +75,11 @@ pub(super) fn walk<F: Family, T: Tables<F>>(
         }
     }
     if work.closing_at != 0 {
+        if asked.get(work.closing_at.wrapping_sub(1)) == Some(named.identity) {
+            // This node's own pod, whether or not its tables still name it.
+            work.target = named;
+            return Step::DELIVER;
+        }
         return back_to_closing::<F, T>(tables, asked, work);
     }
     nobody::<F, T>(tables, work, now_ns)

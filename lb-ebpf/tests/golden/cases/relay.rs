@@ -257,6 +257,26 @@ fn closing(cases: &mut Vec<Case>, net: Net) {
         .becomes(delivered(net, L1))
         .counts(&[Stat::Known]),
     );
+    // The list has no place left to note the closing owner in: it is the end of the walk.
+    cases.push(
+        xdp(
+            format!("closing owner at the end of a full list, {net:?}"),
+            scene(),
+            arrives(net, &[R3, R4, R5, R6, R7, R8], 0),
+        )
+        .becomes(delivered(net, L1))
+        .counts(&[Stat::Known]),
+    );
+    let forgotten = || Scene::current(L2, &[]).flow_with(L1, Proto::Tcp, 1, 1);
+    cases.push(
+        xdp(
+            format!("closing owner that the tables no longer name, {net:?}"),
+            forgotten(),
+            arrives(net, &[], 0),
+        )
+        .becomes(delivered(net, L1))
+        .counts(&[Stat::AskedInPlace, Stat::Known]),
+    );
     let knows = || Scene::current(L1, &[R2]).flow(L1, Proto::Tcp);
     cases.push(
         xdp(
