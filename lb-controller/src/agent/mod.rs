@@ -31,11 +31,12 @@ use self::core::{Core, Settings};
 use self::handle::{Handle, Job};
 use self::stamp::{Fresh, STAMP_PERIOD, monotonic_ns};
 use crate::dataplane::attach::{self, Attacher, ModeChoice};
-use crate::dataplane::bpf;
+use crate::dataplane::bpf::{self, BpfDataplane};
 use crate::dataplane::flows::{Flows, IdleTimeouts, now_tick};
 use crate::dataplane::links::XdpMode as Mode;
-use crate::dataplane::load::{self, Sizes};
+use crate::dataplane::load::{self, LoadError, Programs, Sizes};
 use crate::dataplane::network::{self, Network};
+use crate::dataplane::pin::PinError;
 use crate::dataplane::stamp::StampWriter;
 use crate::source::output::Outputs;
 use crate::{admin, serve};
@@ -92,6 +93,10 @@ pub enum XdpMode {
     Generic,
 }
 
+/// How long a predecessor may take to let go of what it holds: the kernel takes its memory apart first.
+pub(crate) const PREDECESSOR_WAIT: Duration = Duration::from_secs(2);
+/// How often to look whether it has.
+pub(crate) const PREDECESSOR_POLL: Duration = Duration::from_millis(20);
 /// How often idle flows are looked for: a tenth of the shortest time that ends one.
 const SWEEP_PERIOD: Duration = Duration::from_secs(12);
 /// How often the interfaces are looked at without an event: what failed there is tried again.
@@ -108,7 +113,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         flows: options.flows,
         ..Sizes::default()
     };
-    let (dataplane, programs) = bpf::open(&options.pin_dir, &sizes)?;
+    let (dataplane, programs) = open_maps(&options.pin_dir, &sizes).await?;
     let outputs = Outputs::below(&options.manifests);
     outputs.create().with_context(|| {
         format!(
@@ -158,6 +163,19 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     _ = stamps.await;
     _ = std::fs::remove_file(&options.admin_socket);
     outcome
+}
+
+/// Opens the maps. A predecessor that is just ending (killed, or being replaced) still holds them for a moment.
+async fn open_maps(pin_dir: &Path, sizes: &Sizes) -> Result<(BpfDataplane, Programs), LoadError> {
+    let until = Instant::now() + PREDECESSOR_WAIT;
+    loop {
+        match bpf::open(pin_dir, sizes) {
+            Err(LoadError::Pins(PinError::InUse { .. })) if Instant::now() < until => {
+                tokio::time::sleep(PREDECESSOR_POLL).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn attach_settings(options: &Options) -> attach::Settings {

@@ -13,14 +13,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use jiff::Timestamp;
+use nix::fcntl::Flock;
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{Found, Shared};
 use self::core::Core;
 use crate::admin::Problem;
+use crate::agent::{PREDECESSOR_POLL, PREDECESSOR_WAIT};
 use crate::serve;
 use crate::source::directory::{Batch, Directory};
-use crate::source::output::{Mode, Outputs, lock, replace};
+use crate::source::output::{LockError, Mode, Outputs, lock, replace};
 use crate::source::secret::ClusterSecrets;
 
 /// Longest sleep: wall-clock deadlines are looked at again at least this often, should the clock be set.
@@ -50,7 +52,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
             options.manifests.display()
         )
     })?;
-    let _held = lock(&outputs.manager_lock())?;
+    let _held = hold(&outputs.manager_lock()).await?;
     ensure_secret(&outputs.secret())?;
     // Read once: from here on they are what we write.
     let (_, tables) = Directory::open(vec![outputs.tables()], Vec::new())?;
@@ -79,6 +81,19 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     follow(&options.manifests, core, (directory, first), &shared, &stop).await;
     while servers.join_next().await.is_some() {}
     Ok(())
+}
+
+/// Takes the directory. A predecessor that is just ending still holds it for a moment.
+async fn hold(path: &Path) -> Result<Flock<std::fs::File>, LockError> {
+    let until = Instant::now() + PREDECESSOR_WAIT;
+    loop {
+        match lock(path) {
+            Err(LockError::Held { .. }) if Instant::now() < until => {
+                tokio::time::sleep(PREDECESSOR_POLL).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Makes the secrets of the cluster if there are none.
