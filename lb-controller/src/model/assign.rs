@@ -7,12 +7,13 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
+use super::assignment::{self, Input, Outcome, Waiting};
 use super::candidate::Candidate;
 use super::endpoint::{Cluster, Endpoint, Endpoints, is_alive};
 use super::problem::{Fault, Problem};
 use super::service::Service;
 use super::shape::Weight;
-use super::slot::{self, Input, Outcome, Slots, Waiting};
+use super::slot::Slots;
 use super::table::{self, Group};
 use crate::api::service_table::{Family, Port, ServiceTableSpec};
 
@@ -219,7 +220,7 @@ impl Next<'_> {
         };
         let key = (group.family, first);
         let mut waiting = memory.waiting.remove(&key).unwrap_or_default();
-        let Outcome { deadline, refused } = slot::assign(
+        let Outcome { deadline, refused } = assignment::assign(
             &mut group.slots,
             &mut waiting,
             &Input {

@@ -15,15 +15,13 @@ use std::sync::Arc;
 use lb_ebpf::abi::{self, OLDER_MAX, ROWS_PER_ELEMENT, SLOT_DEVIATES};
 use lb_ebpf::wire::Addr6;
 
-use super::backends::{Backends, Known, View};
+use super::backends::{Backends, View};
 use super::ids::{Extents, Used};
 use super::maglev::Rows;
 use super::op::{BackendId, LocalKey, Op, RegionId, ServiceKey, SetId, SlotIndex};
-use super::plan::{CELL, Entry, Service, Table, service_key};
-use super::secret::identity;
-use super::table::{self, TableError};
+use super::plan::CELL;
+use super::table::TableError;
 use super::template::PodPort;
-use crate::api::service_table::{Family, ServiceTableSpec};
 use crate::dataplane::{Capacity, Contents};
 
 /// Why something cannot be planned. Other Services are not concerned.
@@ -225,64 +223,6 @@ impl Installed {
     pub fn whereabouts(&self, id: BackendId) -> Option<(&str, &str)> {
         let known = self.backends.get(id)?.known.as_ref()?;
         Some((&*known.uid, &*known.node))
-    }
-
-    /// Turns a table into ids: every candidate gets its backend id, which stays its own while anything names it.
-    pub fn decode(&mut self, spec: &ServiceTableSpec) -> Result<Service, PlanError> {
-        let mut entries = Vec::new();
-        for group in table::decode(spec)? {
-            let slots = &group.slots;
-            let current = Table::new(slots.shape.clone());
-            let previous = std::array::from_fn(|at| {
-                slots
-                    .previous
-                    .get(at)
-                    .map(|previous| Table::new(previous.shape.clone()))
-            });
-            let of_family = |vip: &&std::net::IpAddr| Family::of(**vip) == group.family;
-            for (at, port) in group.ports.iter().enumerate() {
-                let ids = slots.candidates.iter().map(|candidate| {
-                    let pod = PodPort {
-                        address: candidate.address,
-                        port: candidate.ports[at],
-                        identity: identity(&candidate.uid, candidate.ports[at]),
-                    };
-                    let known = Known {
-                        node: candidate.node.clone(),
-                        uid: candidate.uid.clone(),
-                        podless: candidate.is_podless(),
-                    };
-                    let limit = self.capacity.backends;
-                    let full = PlanError::Full {
-                        map: abi::map::BACKENDS,
-                        limit,
-                    };
-                    Ok(self.backends.intern(pod, known).ok_or(full)?.0)
-                });
-                let ids = ids.collect::<Result<Vec<u32>, PlanError>>()?;
-                let mut cells = vec![0; slots.slots.len() * CELL];
-                for (cell, slot) in cells.chunks_exact_mut(CELL).zip(&slots.slots) {
-                    cell[0] = slot.current.map_or(0, |current| ids[current as usize]);
-                    for (to, older) in cell[1..].iter_mut().zip(&slot.older) {
-                        *to = ids[*older as usize];
-                    }
-                }
-                for vip in spec.vips.iter().filter(of_family) {
-                    entries.push(Entry {
-                        key: service_key(*vip, port.port, port.protocol.number()),
-                        flags: 0,
-                        current: current.clone(),
-                        previous: previous.clone(),
-                        cells: cells.clone(),
-                    });
-                }
-            }
-        }
-        Ok(Service {
-            uid: spec.service_uid.as_str().into(),
-            version: spec.version,
-            entries,
-        })
     }
 
     /// Notes that an operation has happened.

@@ -7,10 +7,12 @@
 //! ```
 
 pub mod assign;
+pub mod assignment;
 pub mod backends;
 pub mod candidate;
 pub mod collect;
 pub mod diff;
+mod draft;
 pub mod endpoint;
 pub mod explain;
 mod ids;

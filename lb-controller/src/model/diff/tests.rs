@@ -4,14 +4,19 @@ use std::net::{IpAddr, Ipv4Addr};
 use jiff::Timestamp;
 use proptest::prelude::*;
 
+use lb_ebpf::abi::{self, SLOT_DEVIATES};
+
 use super::*;
 use crate::api::service_table::{Family, Port, Protocol, ServiceTableSpec};
 use crate::dataplane::{Capacity, Contents};
+use crate::model::assignment::{self, Input, Waiting};
 use crate::model::backends::{NodeView, View};
 use crate::model::candidate::Candidate;
+use crate::model::maglev;
+use crate::model::op::{BackendId, SetId, SlotIndex};
 use crate::model::secret::identity;
 use crate::model::shape::{HashFields, Weight};
-use crate::model::slot::{self, Input, Slots, Waiting};
+use crate::model::slot::Slots;
 use crate::model::table::{self, Group};
 use crate::model::template::{NextHop, NodeAddresses, Sender};
 
@@ -227,7 +232,7 @@ impl Life {
             dead: &|candidate| corpses.contains(&candidate.uid),
             now: Timestamp::from_second(second).unwrap(),
         };
-        slot::assign(&mut self.groups[0].slots, &mut self.waiting, &input);
+        assignment::assign(&mut self.groups[0].slots, &mut self.waiting, &input);
         self.version += 1;
         table::encode(&self.uid, self.version, &[self.vip], &self.groups)
     }
@@ -582,7 +587,7 @@ fn ten_thousand_services_share_their_rows() {
                 dead: &|_| false,
                 now: Timestamp::UNIX_EPOCH,
             };
-            slot::assign(&mut slots, &mut Waiting::default(), &input);
+            assignment::assign(&mut slots, &mut Waiting::default(), &input);
             let ports = vec![Port {
                 name: String::new(),
                 port: 80,
@@ -651,7 +656,7 @@ fn time_of_one_replaced_pod() {
                 dead: &|_| false,
                 now: Timestamp::UNIX_EPOCH,
             };
-            slot::assign(&mut slots, &mut waiting, &input);
+            assignment::assign(&mut slots, &mut waiting, &input);
         }
         let ports = vec![Port {
             name: String::new(),

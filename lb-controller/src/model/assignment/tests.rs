@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
+use lb_ebpf::abi::OLDER_MAX;
 use proptest::prelude::*;
 
 use super::*;
