@@ -16,8 +16,12 @@ use crate::wire::{Be16, Be32, Fragment6, Icmp, Ipv4, Ports, Tcp, ethertype, prot
 
 /// A packet on its way out, with the kernel's view of its checksums.
 pub trait Skb {
-    /// Copies a header out, at an offset that may vary. `None`: the packet ends before it does.
+    /// Copies a header out, at an offset that is known when the program is built. `None`: the packet ends before it does.
     fn read<T: Plain>(&self, at: usize) -> Option<T>;
+    /// The same at an offset that varies: slower, and takes no proof that an old verifier cannot follow.
+    fn load<T: Plain>(&self, at: usize) -> Option<T> {
+        self.read(at)
+    }
     /// Copies a value in, without touching checksums.
     fn write<T: Plain>(&mut self, at: usize, value: T) -> Option<()>;
     /// Applies a difference (see [`checksum::delta`]) to the header checksum at `at`.
@@ -388,7 +392,7 @@ const OPTIONS_MAX: usize = 8;
 /// `None`: nothing to lower.
 #[inline(never)]
 fn clamp_mss<S: Skb>(skb: &mut S, tcp_at: usize, limit: u16) -> Option<()> {
-    let end = tcp_at + usize::from(skb.read::<u8>(tcp_at + 12)? >> 4) * 4;
+    let end = tcp_at + usize::from(skb.load::<u8>(tcp_at + 12)? >> 4) * 4;
     let mut at = tcp_at + size_of::<Tcp>();
     let mut i = 0;
     while i < OPTIONS_MAX {
@@ -396,12 +400,12 @@ fn clamp_mss<S: Skb>(skb: &mut S, tcp_at: usize, limit: u16) -> Option<()> {
         if at + 4 > end {
             return None;
         }
-        let [kind, len] = skb.read::<[u8; 2]>(at)?;
+        let [kind, len] = skb.load::<[u8; 2]>(at)?;
         match kind {
             option::END => return None,
             option::NO_OP => at += 1,
             option::MSS => {
-                let old = skb.read::<[u8; 2]>(at + 2)?;
+                let old = skb.load::<[u8; 2]>(at + 2)?;
                 if limit == 0 || u16::from_be_bytes(old) <= limit {
                     return None;
                 }

@@ -139,11 +139,16 @@ impl Skb for Outgoing {
                 (&raw const (*self.0).data_end).read_volatile() as usize,
             )
         };
-        // Offsets of headers are constants and small; those of options vary, and go through the helper.
+        // Kernel 6.1 follows a comparison with the packet's end only for an offset that it knows to be small.
         if start + at + size_of::<T>() <= end && at < 256 {
             // SAFETY: compared with the end of the linear part; alignment as in `XdpFrame::read`.
             return Some(unsafe { *((start + at) as *const T) });
         }
+        self.load(at)
+    }
+
+    #[inline(always)]
+    fn load<T: Plain>(&self, at: usize) -> Option<T> {
         let mut value = core::mem::MaybeUninit::<T>::uninit();
         // SAFETY: the helper writes the whole of `value` or fails, and any bytes are a `T`, since it is `Plain`.
         unsafe {
