@@ -771,7 +771,7 @@ counted! {
 counted! {
     /// What else is counted, in `stats`.
     Stat, ALL {
-        /// Packets of flows known at the owner node.
+        /// Packets delivered to a pod of this node, ICMP errors apart; first packets included.
         Known = "known",
         /// Flows admitted by a first packet.
         Admitted = "admitted",

@@ -346,7 +346,12 @@ pub(super) fn at_the_owner(made: &Encapsulated) -> Vec<Case> {
     let off = -outer(kind);
     for (label, flows) in FLOWS {
         let name = format!("packet/own{family}/flows={label}");
-        add(name, &made.known, flows, (XDP_PASS, &[Stat::Known][..], off));
+        add(
+            name,
+            &made.known,
+            flows,
+            (XDP_PASS, &[Stat::Known][..], off),
+        );
     }
     // Another client each time. The one that is admitted is known by the time that it is delivered.
     let admit: &[Stat] = &[Stat::Known, Stat::Admitted];
