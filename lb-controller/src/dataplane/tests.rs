@@ -359,7 +359,7 @@ fn verifier_accepts_all_programs_and_counts_their_instructions() {
         .iter()
         .map(|program| program.name.as_str())
         .collect();
-    assert_eq!(names, [load::EGRESS, load::XDP]);
+    assert_eq!(names, [load::EGRESS, "bowline_pass", load::XDP]);
     assert!(
         verified
             .iter()
