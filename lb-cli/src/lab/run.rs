@@ -262,7 +262,7 @@ impl Run {
         let mut tasks = JoinSet::new();
         for way in self.ways(TRANSFERS, Mix::OnlyTcp) {
             tasks.spawn_on(
-                load::transfer(way, bytes, Window::Automatic),
+                load::transfer(way, bytes, Window::Small),
                 self.client.handle(),
             );
         }
