@@ -194,6 +194,7 @@ const LAB_SEED: &str = "1";
 /// Arguments of `lbctl lab`, a run each: exit code 0 means that every promise held, or, with `--no-relay`, that the run
 /// has seen connections break, as it must.
 const LABS: &[&[&str]] = &[
+    &[],
     &["run", "rollout"],
     &["run", "scale-2-5"],
     &["run", "scale-5-3"],

@@ -27,17 +27,17 @@ impl Run {
     pub(super) async fn agents(&mut self, scenario: Scenario) -> anyhow::Result<()> {
         let before = self.ids().await?;
         let stop = CancellationToken::new();
-        let ways = self.ways(1_000, Mix::OnlyTcp);
+        let ways = self.ways(Mix::OnlyTcp);
         let spawn = self.client.handle();
         let new = spawn.spawn(load::steady(ways, NEW_PER_SECOND, stop.clone()));
         let streams: Vec<_> = self
-            .ways(4, Mix::OnlyUdp)
-            .into_iter()
+            .ways(Mix::OnlyUdp)
+            .take(4)
             .map(|way| spawn.spawn(load::stream(way, DATAGRAMS_PER_SECOND, stop.clone())))
             .collect();
         let transfers: Vec<_> = self
-            .ways(4, Mix::OnlyTcp)
-            .into_iter()
+            .ways(Mix::OnlyTcp)
+            .take(4)
             .map(|way| spawn.spawn(load::transfers(way, stop.clone())))
             .collect();
         for machine in self.cluster.machines() {

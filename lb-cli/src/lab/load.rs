@@ -42,8 +42,8 @@ pub(crate) enum Protocol {
 pub(crate) struct Way {
     /// TCP or UDP.
     pub(crate) protocol: Protocol,
-    /// The client's address.
-    pub(crate) from: IpAddr,
+    /// The client's address and port.
+    pub(crate) from: SocketAddr,
     /// VIP and port.
     pub(crate) to: SocketAddr,
 }
@@ -73,7 +73,7 @@ impl Tally {
         match result {
             Ok((who, local)) => {
                 self.address_changed += u64::from(who.client != local);
-                let pods = self.by_client.entry(way.from).or_default();
+                let pods = self.by_client.entry(way.from.ip()).or_default();
                 if !pods.contains(&who.uid) {
                     pods.insert(who.uid.clone());
                 }
@@ -92,7 +92,7 @@ impl Tally {
 }
 
 /// Opens one connection (or sends one datagram) along every way, several at a time, and asks each pod who it is.
-pub(crate) async fn many(ways: Vec<Way>) -> anyhow::Result<Tally> {
+pub(crate) async fn many(ways: impl IntoIterator<Item = Way>) -> anyhow::Result<Tally> {
     let tally = Arc::new(Mutex::new(Tally::default()));
     let places = Arc::new(Semaphore::new(CONCURRENT));
     let mut tasks = tokio::task::JoinSet::new();
@@ -117,20 +117,16 @@ pub(crate) async fn many(ways: Vec<Way>) -> anyhow::Result<Tally> {
     Ok(tally.clone())
 }
 
-/// Opens so many connections a second along the ways in turn, until told to stop.
+/// Opens so many connections a second, each along the next way, until told to stop.
 pub(crate) async fn steady(
-    ways: Vec<Way>,
+    ways: impl Iterator<Item = Way>,
     per_second: u32,
     stop: CancellationToken,
 ) -> anyhow::Result<Tally> {
-    ensure!(
-        !ways.is_empty() && per_second > 0,
-        "a steady load needs ways and a rate"
-    );
     let tally = Arc::new(Mutex::new(Tally::default()));
     let mut tasks = tokio::task::JoinSet::new();
-    let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
-    for way in ways.iter().copied().cycle() {
+    let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second.max(1));
+    for way in ways {
         tokio::select! {
             () = stop.cancelled() => break,
             _ = tick.tick() => {}
@@ -185,21 +181,22 @@ async fn once_udp(way: Way) -> anyhow::Result<(Who, SocketAddr)> {
     Ok((who.with_context(|| format!("odd answer {text:?}"))?, local))
 }
 
-/// Opens a TCP connection from the way's own address.
+/// Opens a TCP connection from the way's own address and port.
 pub(crate) async fn connect(way: Way) -> anyhow::Result<TcpStream> {
     connect_with(way, Window::Automatic).await
 }
 
 /// How much may be under way on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Window {
-    /// As much as the kernel finds good: as any client.
+enum Window {
+    /// As much as the kernel finds good.
     Automatic,
-    /// Little, so that no queue overflows.
+    /// Little, so that several transfers together do not overflow a queue. TCP fills the narrowest queue of a way until it
+    /// overflows; here that is the ring of a veth, which holds 256 frames, far fewer than a network card or a switch.
     Small,
 }
 
-/// Bytes of socket buffers with [`Window::Small`]: some 20 segments.
+/// Bytes of socket buffers with [`Window::Small`]: some 20 segments, so that eight transfers stay below 256.
 const SMALL_WINDOW: u32 = 32 * 1024;
 
 async fn connect_with(way: Way, window: Window) -> anyhow::Result<TcpStream> {
@@ -218,7 +215,7 @@ async fn connect_with(way: Way, window: Window) -> anyhow::Result<TcpStream> {
             .context("size a buffer")?;
     }
     socket
-        .bind((way.from, 0).into())
+        .bind(way.from)
         .with_context(|| format!("bind to {}", way.from))?;
     let stream = socket.connect(way.to).await.context("connect")?;
     stream.set_nodelay(true).context("switch delays off")?;
@@ -227,20 +224,25 @@ async fn connect_with(way: Way, window: Window) -> anyhow::Result<TcpStream> {
 
 /// Opens a UDP socket that speaks to one address only.
 pub(crate) async fn datagrams(way: Way) -> anyhow::Result<UdpSocket> {
-    let socket = UdpSocket::bind((way.from, 0)).await;
+    let socket = UdpSocket::bind(way.from).await;
     let socket = socket.with_context(|| format!("bind to {}", way.from))?;
     socket.connect(way.to).await.context("connect")?;
     Ok(socket)
 }
 
+/// Sends so many bytes to the pod and receives as many on a connection of their own; returns how many went over the wire.
+pub(crate) async fn transfer(way: Way, bytes: u64) -> anyhow::Result<u64> {
+    let mut stream = BufStream::new(connect_with(way, Window::Small).await?);
+    exchange(&mut stream, bytes).await
+}
+
 /// Sends so many bytes to the pod and receives as many, checks both, and returns how many went over the wire.
-pub(crate) async fn transfer(way: Way, bytes: u64, window: Window) -> anyhow::Result<u64> {
-    let mut stream = BufStream::new(connect_with(way, window).await?);
+async fn exchange(stream: &mut BufStream<TcpStream>, bytes: u64) -> anyhow::Result<u64> {
     stream
         .write_all(format!("take {bytes}\n").as_bytes())
         .await
         .context("ask")?;
-    server::send(&mut stream, bytes).await.context("send")?;
+    server::send(stream, bytes).await.context("send")?;
     let mut line = String::new();
     stream.read_line(&mut line).await.context("read")?;
     ensure!(
@@ -253,17 +255,18 @@ pub(crate) async fn transfer(way: Way, bytes: u64, window: Window) -> anyhow::Re
         .context("ask")?;
     stream.flush().await.context("ask")?;
     ensure!(
-        server::take(&mut stream, bytes).await.context("receive")?,
+        server::take(stream, bytes).await.context("receive")?,
         "bytes that came back are not those that were sent"
     );
     Ok(2 * bytes)
 }
 
-/// Transfers both ways again and again until told to stop; returns bytes.
+/// Transfers both ways again and again on one connection until told to stop; returns bytes.
 pub(crate) async fn transfers(way: Way, stop: CancellationToken) -> anyhow::Result<u64> {
+    let mut stream = BufStream::new(connect_with(way, Window::Small).await?);
     let mut total = 0;
     while !stop.is_cancelled() {
-        total += transfer(way, TRANSFER_PART, Window::Small).await?;
+        total += exchange(&mut stream, TRANSFER_PART).await?;
         tokio::time::sleep(TRANSFER_PAUSE).await;
     }
     Ok(total)

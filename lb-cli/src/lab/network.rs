@@ -93,6 +93,7 @@ impl Network {
             link: pod,
         };
         links::pair(here, there)?;
+        in_order(&[here, there])?;
         links::up(there, &plan::pod_gateways().map(links::host))?;
         links::up(here, &addresses.map(links::host))?;
         let to_pod = addresses.map(|address| Route {
@@ -166,7 +167,7 @@ fn namespace(prefix: &str, name: &str, ledger: &mut Ledger) -> anyhow::Result<Na
 }
 
 /// The same everywhere: where a setting is not needed it does no harm.
-const SETTINGS: [(&str, &str); 10] = [
+const SETTINGS: [(&str, &str); 11] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),
     // Replies come straight from the node, requests by way of a balancer: strict checks would drop them.
@@ -181,6 +182,9 @@ const SETTINGS: [(&str, &str); 10] = [
     // Ports for tens of thousands of connections, and `ping` without a raw socket.
     ("ipv4/ip_local_port_range", "1024 65535"),
     ("ipv4/ping_group_range", "0 2147483647"),
+    // A round trip takes microseconds here, so that a probe for lost tails (RFC 8985 section 7.2) would be due after a few
+    // milliseconds, and a busy machine pauses a receiver for longer. Segments sent again shall tell of losses alone.
+    ("ipv4/tcp_early_retrans", "0"),
 ];
 
 fn join_client(client: &Namespace, router: &Namespace) -> anyhow::Result<()> {
@@ -194,6 +198,7 @@ fn join_client(client: &Namespace, router: &Namespace) -> anyhow::Result<()> {
         link: "client",
     };
     links::pair(here, there)?;
+    in_order(&[here, there])?;
     links::up(there, &gateway)?;
     links::up(here, addresses.as_flattened())?;
     links::routes(client, &defaults(gateway.map(|address| address.addr())))
@@ -232,6 +237,14 @@ fn join_machine(
         });
     }
     links::routes(router, &to_pods)
+}
+
+/// Makes links without XDP programs keep the order of packets.
+fn in_order(ends: &[End<'_>]) -> anyhow::Result<()> {
+    ends.iter().try_for_each(|end| {
+        let on = [(Offload::Gro, Switch::On)];
+        end.namespace.inside(|| offloads::switch(end.link, &on))
+    })
 }
 
 fn defaults(gateways: [IpAddr; 2]) -> [Route<'static>; 2] {

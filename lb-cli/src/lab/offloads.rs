@@ -16,12 +16,16 @@ pub(crate) enum Offload {
     /// Leaving transport checksums to the device. Towards a veth with XDP they must be complete: the program sees bytes,
     /// not the kernel's note that a checksum is still to come.
     TxChecksum,
+    /// Joining segments on receipt. A veth that does so, or has an XDP program, takes packets from one queue in their order;
+    /// without, they go through the queues of whichever processors sent them, and overtake each other.
+    Gro,
 }
 
 impl Offload {
     fn name(self) -> &'static str {
         match self {
             Self::TxChecksum => "tx-checksum-ip-generic",
+            Self::Gro => "rx-gro",
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::cluster::{Cluster, Place};
 use super::echo;
-use super::load::{self, Protocol, Tally, Way, Window};
+use super::load::{self, Protocol, Tally, Way};
 use super::netns::Worker;
 use super::objects::Phase;
 use super::scenario::{self, Scenario};
@@ -20,7 +20,7 @@ use super::sessions::Sessions;
 use super::spread::Spread;
 use super::summary::{About, Summary};
 use super::voice::Voice;
-use super::ways::{self, Mix};
+use super::ways::{Mix, Ways};
 
 /// The Service that the promises are about.
 pub(super) const SERVICE: &str = "web";
@@ -37,6 +37,8 @@ const TCP_SESSIONS: usize = 500;
 const UDP_SESSIONS: usize = 100;
 /// Connections that carry the transfers: half of them IPv6.
 const TRANSFERS: usize = 8;
+/// Connections to each port of the other examples: several from every address of the client.
+const OTHER_PROBES: usize = 80;
 /// New connections that show where first packets go after a change.
 const PROBES: usize = 400;
 
@@ -62,6 +64,7 @@ pub(crate) struct Run {
     /// Its cluster.
     pub(crate) cluster: Cluster,
     pub(super) client: Worker,
+    given: Ways,
     pub(super) voice: Voice,
     pub(super) random: StdRng,
     started: Instant,
@@ -128,6 +131,7 @@ impl Run {
         let mut run = Self {
             cluster,
             client,
+            given: Ways::default(),
             voice,
             random: StdRng::seed_from_u64(seed),
             started,
@@ -199,7 +203,7 @@ impl Run {
         self.voice.say(&format!(
             "opening {count} connections: TCP and UDP, IPv4 and IPv6"
         ));
-        let ways = self.ways(count, Mix::OneInFiveUdp);
+        let ways = self.ways(Mix::OneInFiveUdp).take(count);
         let tally = self.client.run(load::many(ways)).await?;
         self.count_pods(&tally);
         self.summary.add_tally(tally);
@@ -213,7 +217,11 @@ impl Run {
             let vips = self.cluster.vips(service);
             let tally = self
                 .client
-                .run(load::many(ways::to(&vips, 80, |_| (protocol, port))))
+                .run(load::many(
+                    self.given
+                        .to(&vips, move |_| (protocol, port))
+                        .take(OTHER_PROBES),
+                ))
                 .await?;
             if service == AFFINE {
                 let torn = tally
@@ -260,11 +268,8 @@ impl Run {
         ));
         let before = self.segments()?;
         let mut tasks = JoinSet::new();
-        for way in self.ways(TRANSFERS, Mix::OnlyTcp) {
-            tasks.spawn_on(
-                load::transfer(way, bytes, Window::Small),
-                self.client.handle(),
-            );
+        for way in self.ways(Mix::OnlyTcp).take(TRANSFERS) {
+            tasks.spawn_on(load::transfer(way, bytes), self.client.handle());
         }
         while let Some(ended) = tasks.join_next().await {
             self.summary.connections += 1;
@@ -285,8 +290,9 @@ impl Run {
         self.voice.say(&format!(
             "opening {TCP_SESSIONS} long TCP connections and {UDP_SESSIONS} UDP sessions"
         ));
-        let mut ways = self.ways(TCP_SESSIONS, Mix::OnlyTcp);
-        ways.extend(self.ways(UDP_SESSIONS, Mix::OnlyUdp));
+        let tcp = self.ways(Mix::OnlyTcp).take(TCP_SESSIONS);
+        let udp = self.ways(Mix::OnlyUdp).take(UDP_SESSIONS);
+        let ways: Vec<Way> = tcp.chain(udp).collect();
         let seed = u64::from(self.random.random::<u32>());
         Sessions::open(&self.client, &ways, seed).await
     }
@@ -306,7 +312,7 @@ impl Run {
     async fn probe(&mut self) -> anyhow::Result<()> {
         let tally = self
             .client
-            .run(load::many(self.ways(PROBES, Mix::OneInFiveUdp)))
+            .run(load::many(self.ways(Mix::OneInFiveUdp).take(PROBES)))
             .await?;
         let wanted = self.wanted();
         for (uid, count) in &tally.by_pod {
@@ -372,8 +378,8 @@ impl Run {
         Ok((self.cluster, self.summary))
     }
 
-    /// Ways to the Service.
-    pub(super) fn ways(&self, count: usize, mix: Mix) -> Vec<Way> {
-        mix.ways(&self.cluster.vips(SERVICE), count)
+    /// Endless ways to the Service.
+    pub(super) fn ways(&self, mix: Mix) -> impl Iterator<Item = Way> + use<> {
+        self.given.mixed(&self.cluster.vips(SERVICE), mix)
     }
 }

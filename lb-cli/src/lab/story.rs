@@ -27,7 +27,7 @@ impl Run {
     /// Changes pods step by step, while the router moves flows and new connections come.
     pub(super) async fn story(&mut self, steps: Vec<Step>) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
-        let ways = self.ways(1_000, Mix::OneInFiveUdp);
+        let ways = self.ways(Mix::OneInFiveUdp);
         let new = self
             .client
             .handle()
