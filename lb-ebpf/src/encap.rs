@@ -61,9 +61,12 @@ impl Asked {
     }
 
     /// Whether nobody more can be asked.
+    ///
+    /// Looks at the last place, not at the length: having compared the length, the compiler would leave the mask of the
+    /// index in [`Asked::push`] out, and kernel 6.1 does not carry the comparison over to every copy of a value.
     #[inline(always)]
     pub const fn is_full(&self) -> bool {
-        self.len as usize >= CANDIDATES_MAX
+        self.list[CANDIDATES_MAX - 1] != 0
     }
 
     /// Adds one; a full list stays as it is.
@@ -71,7 +74,9 @@ impl Asked {
     pub const fn push(&mut self, identity: u32) {
         if !self.is_full() {
             self.list[self.len as usize & 7] = identity;
-            self.len += 1;
+            // Not beyond the maximum, whatever came from the wire; without a branch, as above.
+            let room = (self.len as i32 - CANDIDATES_MAX as i32) >> 31;
+            self.len += room as u32 & 1;
         }
     }
 
