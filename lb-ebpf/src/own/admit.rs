@@ -24,7 +24,10 @@ pub(super) fn lives_here<F: Family, T: Tables<F>>(tables: T, target: &Target<F::
 }
 
 /// A SYN: for the pod that has already answered it, or admitted for the pod that is named.
-#[inline(always)]
+///
+/// With a stack frame of its own: inlined, it would make the caller's larger, on which those of the walk stand. Along a
+/// chain of calls the verifier allows 512 bytes, and kernel 6.1 rounds every frame up to 32.
+#[inline(never)]
 pub(super) fn first<F: Family, T: Tables<F>>(
     tables: T,
     arrival: &mut Arrival,
