@@ -406,8 +406,8 @@ pub mod mark {
     pub const ADMIT: u8 = 1 << 2;
     /// Sent to a fresh balancer for its opinion.
     pub const SECOND_OPINION: u8 = 1 << 3;
-    /// Where the index of the closing owner starts: three bits, 0 for none, else one more than its place in the list
-    /// of asked candidates.
+    /// Where the closing owner starts: three bits, its place in the list of asked candidates, counted from 1, or 0 for
+    /// none.
     pub const CLOSING_SHIFT: u8 = 4;
     /// The bits of the closing owner, shifted down.
     pub const CLOSING_MASK: u8 = 0b111;

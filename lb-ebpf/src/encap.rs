@@ -8,6 +8,8 @@
 //! All but lengths, traffic class, outer checksum, source port, mark and the list of the asked are in the backend's
 //! template; [`crate::abi::Backend`] says where it comes from.
 
+use core::hint::black_box;
+
 use crate::abi::{Backend, CANDIDATES_MAX, DropReason, backend_flag};
 use crate::checksum;
 use crate::family::Family;
@@ -20,9 +22,11 @@ use crate::wire::{Be16, Be32};
 ///
 /// Places beyond the length hold 0, which is nobody's identity, so that no comparison with the length is needed to read
 /// them: to the verifier each such comparison would double the number of ways through the program.
+///
+/// Places count from 1, so that 0 can stand for none where a place is named (see [`crate::abi::mark`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
-    /// Their identities; a power of two, so that an index is bounded by a mask.
+    /// Their identities, none at 0; a power of two, so that an index is bounded by a mask.
     list: [u32; 8],
     len: u32,
 }
@@ -42,7 +46,7 @@ impl Asked {
         while i < CANDIDATES_MAX {
             // All ones where i < len, without a branch.
             let mask = (i as i32 - len as i32) >> 31;
-            list[i] = words[i].get() & mask as u32;
+            list[i + 1] = words[i].get() & mask as u32;
             i += 1;
         }
         Self { list, len }
@@ -61,41 +65,46 @@ impl Asked {
     }
 
     /// Whether nobody more can be asked.
-    ///
-    /// Looks at the last place, not at the length: having compared the length, the compiler would leave the mask of the
-    /// index in [`Asked::push`] out, and kernel 6.1 does not carry the comparison over to every copy of a value.
     #[inline(always)]
     pub const fn is_full(&self) -> bool {
-        self.list[CANDIDATES_MAX - 1] != 0
+        self.len as usize >= CANDIDATES_MAX
     }
 
     /// Adds one; a full list stays as it is.
     #[inline(always)]
     pub const fn push(&mut self, identity: u32) {
         if !self.is_full() {
-            self.list[self.len as usize & 7] = identity;
-            // Not beyond the maximum, whatever came from the wire; without a branch, as above.
-            let room = (self.len as i32 - CANDIDATES_MAX as i32) >> 31;
-            self.len += room as u32 & 1;
+            let place = self.next_place();
+            self.list[place as usize & 7] = identity;
+            self.len = place;
         }
     }
 
-    /// The one at a place.
+    /// The place behind the last one.
+    ///
+    /// The length comes from memory even where the compiler knows it. If it saw that this value was compared before, it
+    /// would leave the mask of the index out; but kernel 6.1 does not carry a comparison over to every copy of a value.
     #[inline(always)]
-    pub const fn get(&self, at: u32) -> Option<u32> {
-        let identity = self.list[at as usize & 7];
+    const fn next_place(&self) -> u32 {
+        *black_box(&self.len) + 1
+    }
+
+    /// The one at a place, or `None` at place 0.
+    #[inline(always)]
+    pub const fn get(&self, place: u32) -> Option<u32> {
+        let identity = self.list[place as usize & 7];
         if identity == 0 { None } else { Some(identity) }
     }
 
     /// Whether one was asked.
     #[inline(always)]
     pub fn contains(&self, identity: u32) -> bool {
-        let mut at = 0;
-        while at < CANDIDATES_MAX {
-            if self.list[at] == identity {
+        let mut place = 1;
+        while place <= CANDIDATES_MAX {
+            if self.list[place] == identity {
                 return true;
             }
-            at += 1;
+            place += 1;
         }
         false
     }
@@ -231,7 +240,7 @@ fn write<F: Family, X: Frame, const OUTER_V6: bool>(
         let mut i = 0;
         while i < CANDIDATES_MAX as u32 {
             if i < asked.len() {
-                let identity = asked.list[i as usize];
+                let identity = asked.list[i as usize + 1];
                 frame.write(len + 4 * i as usize, Be32::new(identity))?;
             }
             i += 1;

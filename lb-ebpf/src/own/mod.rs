@@ -118,7 +118,7 @@ pub struct Work<A> {
     pub half_open: HalfOpen<A>,
     /// An entry to be written.
     pub first: FirstPod<A>,
-    /// The closing owner: one more than its place among the asked, or 0.
+    /// The closing owner's place among the asked, or 0.
     pub closing_at: u32,
 }
 
@@ -209,9 +209,7 @@ pub fn decide<F: Family, T: Tables<F>>(
 #[inline(always)]
 fn closing_owner(arrival: &Arrival) -> Option<u32> {
     let at = arrival.mark >> mark::CLOSING_SHIFT & mark::CLOSING_MASK;
-    // 0 for none becomes the last place, which nobody has. No branch on it: after one the compiler leaves the mask of the
-    // index out, and kernel 6.1 does not learn from a comparison that a value is not 0.
-    arrival.asked.get(u32::from(at).wrapping_sub(1))
+    arrival.asked.get(u32::from(at))
 }
 
 /// The service entry that a subject is about.

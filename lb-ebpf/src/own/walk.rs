@@ -75,7 +75,7 @@ pub(super) fn walk<F: Family, T: Tables<F>>(
         }
     }
     if work.closing_at != 0 {
-        if asked.get(work.closing_at.wrapping_sub(1)) == Some(named.identity) {
+        if asked.get(work.closing_at) == Some(named.identity) {
             // This node's own pod, whether or not its tables still name it.
             work.target = named;
             return Step::DELIVER;
@@ -99,7 +99,7 @@ fn back_to_closing<F: Family, T: Tables<F>>(
         ..
     } = work;
     let closing_at = *closing_at;
-    let owner = asked.get(closing_at.wrapping_sub(1));
+    let owner = asked.get(closing_at);
     let mut i = 0;
     while i < PLACES {
         let id = list.ids[i];
