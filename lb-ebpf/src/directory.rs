@@ -15,6 +15,7 @@
 //! Knows nothing of maps.
 
 use crate::abi::{ServiceKey4, ServiceKey6, capacity};
+use crate::wire::Be16;
 
 /// Words looked at before a key counts as missing. At most a quarter of the words is in use at default sizes; a longer
 /// run is refused to the writer, and has not come up in tests with 32,768 keys.
@@ -34,8 +35,22 @@ const FACTORS: [u64; 3] = [
 
 /// A key of a directory.
 pub trait Key: Copy + Eq {
+    /// The key as it lies in memory, in words that its alignment allows to load.
+    type Words: Copy;
+
+    /// Those words. Comparing them takes half as many instructions as comparing fields.
+    fn words(&self) -> Self::Words;
+    /// Whether a record's words are these.
+    fn same(ours: &Self::Words, record: &Self::Words) -> bool;
     /// A hash whose upper and lower halves are both well mixed.
-    fn hash(&self) -> u64;
+    fn hash(words: &Self::Words) -> u64;
+}
+
+/// Port, protocol and padding of a key, as they lie in memory.
+#[inline(always)]
+fn tail(port: Be16, proto: u8) -> u32 {
+    const { assert!(cfg!(target_endian = "little")) };
+    u32::from(port.raw()) | u32::from(proto) << 16
 }
 
 #[inline(always)]
@@ -44,26 +59,59 @@ const fn fold(h: u64) -> u64 {
 }
 
 impl Key for ServiceKey4 {
+    type Words = [u32; 2];
+
     #[inline(always)]
-    fn hash(&self) -> u64 {
-        let port = u64::from(self.port.raw()) << 8 | u64::from(self.proto);
-        fold((u64::from(self.addr.raw()) << 32 | port).wrapping_mul(FACTORS[0]))
+    fn words(&self) -> [u32; 2] {
+        [self.addr.raw(), tail(self.port, self.proto)]
+    }
+
+    #[inline(always)]
+    fn same(ours: &[u32; 2], record: &[u32; 2]) -> bool {
+        ours[0] == record[0] && ours[1] == record[1]
+    }
+
+    #[inline(always)]
+    fn hash([addr, tail]: &[u32; 2]) -> u64 {
+        fold((u64::from(*tail) << 32 | u64::from(*addr)).wrapping_mul(FACTORS[0]))
     }
 }
 
 impl Key for ServiceKey6 {
+    type Words = [u32; 5];
+
     #[inline(always)]
-    fn hash(&self) -> u64 {
+    fn words(&self) -> [u32; 5] {
         let [a, b, c, d] = self.addr.0;
-        let port = u64::from(self.port.raw()) << 8 | u64::from(self.proto);
-        let high = (u64::from(a.raw()) << 32 | u64::from(b.raw())).wrapping_mul(FACTORS[1]);
-        let low = (u64::from(c.raw()) << 32 | u64::from(d.raw())).wrapping_mul(FACTORS[2]);
+        let tail = tail(self.port, self.proto);
+        [a.raw(), b.raw(), c.raw(), d.raw(), tail]
+    }
+
+    #[inline(always)]
+    fn same(ours: &[u32; 5], record: &[u32; 5]) -> bool {
+        // The lower half first: VIPs of one prefix differ there.
+        ours[3] == record[3]
+            && ours[4] == record[4]
+            && ours[2] == record[2]
+            && ours[1] == record[1]
+            && ours[0] == record[0]
+    }
+
+    #[inline(always)]
+    fn hash([a, b, c, d, tail]: &[u32; 5]) -> u64 {
+        let high = (u64::from(*a) << 32 | u64::from(*b)).wrapping_mul(FACTORS[1]);
+        let low = (u64::from(*c) << 32 | u64::from(*d)).wrapping_mul(FACTORS[2]);
         fold(
             (high ^ (high >> 32))
                 .wrapping_add(low ^ (low >> 32))
-                .wrapping_add(port.wrapping_mul(FACTORS[0])),
+                .wrapping_add(u64::from(*tail).wrapping_mul(FACTORS[0])),
         )
     }
+}
+
+/// The hash of a key, see [`Key::hash`].
+pub fn hash<K: Key>(key: &K) -> u64 {
+    K::hash(&key.words())
 }
 
 /// The word of a key's record.
@@ -139,7 +187,7 @@ mod tests {
     use std::vec::Vec;
 
     use super::*;
-    use crate::wire::{Addr6, Be16, Be32};
+    use crate::wire::{Addr6, Be32};
 
     struct Plain<K> {
         words: Vec<u64>,
@@ -158,21 +206,21 @@ mod tests {
         }
         fn get(&self, key: K) -> Option<u32> {
             find(
-                key.hash(),
+                hash(&key),
                 |at| Some(self.word_at(at)),
                 |index| (self.records[index as usize] == key).then_some(index),
             )
         }
         fn insert(&mut self, key: K) {
-            let at = vacancy(key.hash(), |at| self.word_at(at)).expect("a short run");
-            self.words[at as usize] = word(key.hash(), self.records.len() as u32);
+            let at = vacancy(hash(&key), |at| self.word_at(at)).expect("a short run");
+            self.words[at as usize] = word(hash(&key), self.records.len() as u32);
             self.records.push(key);
         }
         fn remove(&mut self, key: K) {
             let record = self.get(key).unwrap();
             let at = (0..PROBES_MAX)
-                .map(|n| position(key.hash(), n))
-                .find(|at| self.word_at(*at) == word(key.hash(), record))
+                .map(|n| position(hash(&key), n))
+                .find(|at| self.word_at(*at) == word(hash(&key), record))
                 .unwrap();
             self.words[at as usize] = removed(at, |at| self.word_at(at));
         }

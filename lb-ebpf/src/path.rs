@@ -24,10 +24,7 @@ use crate::wire::{Be16, Be32, Mac, Ports, ethertype, protocol, tcp_flag};
 /// A packet for a pod of this node comes out of the first half as an arrival, whichever way it came, so that the owner's
 /// decision stands in one place per family.
 #[inline(always)]
-pub fn packet<X: Frame, T: AllTables>(frame: &mut X, tables: T) -> Verdict {
-    let Some(kind) = frame.read::<Be16>(12) else {
-        return Verdict::PASS;
-    };
+pub fn packet<X: Frame, T: AllTables>(frame: &mut X, tables: T, kind: Be16) -> Verdict {
     let verdict = if kind == ethertype::IPV4 {
         let verdict = ip::<V4, X, T>(frame, tables);
         rest::<V4, X, T>(frame, tables, verdict)
@@ -37,6 +34,9 @@ pub fn packet<X: Frame, T: AllTables>(frame: &mut X, tables: T) -> Verdict {
     } else {
         return Verdict::PASS;
     };
+    if verdict.is_final() {
+        return verdict;
+    }
     let verdict = if verdict == Verdict::ARRIVED_4 || verdict == Verdict::ARRIVED_6 {
         let Some(mut scratch) = tables.scratch() else {
             return DropReason::TableFault.into();
@@ -286,16 +286,13 @@ fn retag<X: Frame>(frame: &mut X, tags: &Tags) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Whether [`untag`] has anything to do.
-#[inline(always)]
-pub fn is_tagged<X: Frame>(frame: &X) -> bool {
-    frame.read::<Be16>(12).is_some_and(is_tag)
-}
-
 /// The whole way, tags and drop counter included: what the XDP program does.
 #[inline(always)]
 pub fn run<X: Frame, T: AllTables>(frame: &mut X, tables: T) -> Verdict {
-    let tagged = is_tagged(frame);
+    let Some(mut kind) = frame.read::<Be16>(12) else {
+        return Verdict::PASS;
+    };
+    let tagged = is_tag(kind);
     if tagged {
         // In the scratch memory, so that the verifier need not look at everything that follows once for each depth.
         let untagged = match tables.scratch() {
@@ -306,8 +303,12 @@ pub fn run<X: Frame, T: AllTables>(frame: &mut X, tables: T) -> Verdict {
             return counted(tables, untagged);
         }
         *frame = X::open(frame.handle());
+        kind = match frame.read::<Be16>(12) {
+            Some(kind) => kind,
+            None => return Verdict::PASS,
+        };
     }
-    let mut verdict = packet(frame, tables);
+    let mut verdict = packet(frame, tables, kind);
     if tagged
         && verdict.drop_reason().is_none()
         && let Some(scratch) = tables.scratch()

@@ -38,6 +38,12 @@ impl Verdict {
     /// The same over IPv6.
     pub(crate) const ARRIVED_6: Self = Self(5);
 
+    /// Whether nothing is left to be done for the packet.
+    #[inline(always)]
+    pub(crate) const fn is_final(self) -> bool {
+        self.0 as u32 as u64 <= Self::DROP
+    }
+
     /// Dropped for a reason.
     #[inline(always)]
     pub const fn drop(reason: DropReason) -> Self {

@@ -215,7 +215,7 @@ impl<'a> Tables<'a> {
         let mut map = self.array(records)?;
         for (index, (key, entry)) in (1..).zip(services) {
             map.set(index, abi::ServiceRecord { key, entry }, 0)?;
-            let hash = key.hash();
+            let hash = directory::hash(&key);
             let at = directory::vacancy(hash, |at| all[at as usize]);
             let at = at.context("the directory has no room")?;
             all[at as usize] = directory::word(hash, index);

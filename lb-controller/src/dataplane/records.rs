@@ -117,7 +117,7 @@ where
         entry: &ServiceEntry,
         graces: &GracePeriods,
     ) -> Result<(), ApplyError> {
-        let hash = Key::hash(key);
+        let hash = directory::hash(key);
         let full = ApplyError::Full {
             map: self.name,
             limit: self.limit(),

@@ -17,7 +17,7 @@ use lb_ebpf::abi::{
     Plain, ROWS_PER_ELEMENT, ServiceEntry, Set, Slot, Stamp, Stat, Tuple,
 };
 use lb_ebpf::back::{Covers, Skb};
-use lb_ebpf::directory;
+use lb_ebpf::directory::{self, Key as _};
 use lb_ebpf::family::{Family, V4, V6};
 use lb_ebpf::frame::Frame;
 use lb_ebpf::own::Scratch;
@@ -375,15 +375,19 @@ macro_rules! tables {
         impl Tables<$family> for Maps {
             #[inline(always)]
             fn service(&self, key: &<$family as Family>::ServiceKey) -> Option<&ServiceEntry> {
+                type Key = <$family as Family>::ServiceKey;
+                let wanted = key.words();
                 directory::find(
-                    directory::Key::hash(key),
+                    Key::hash(&wanted),
                     // SAFETY: in the map. One load of eight bytes: user space replaces a word by one store.
                     |at| Some(unsafe { *maps::$directory.get_ptr(at)? }),
                     |index| {
                         // A record is immutable until a grace period after the directory has ceased to name it.
-                        let record = maps::$services.get(index)?;
-                        if record.key == *key {
-                            Some(&record.entry)
+                        let record = maps::$services.get_ptr(index)?;
+                        // SAFETY: in the map, and a record begins with its key.
+                        if Key::same(&wanted, unsafe { &*record.cast() }) {
+                            // SAFETY: in the map.
+                            Some(unsafe { &(*record).entry })
                         } else {
                             None
                         }
