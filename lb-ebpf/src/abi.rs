@@ -130,7 +130,7 @@ pub mod map {
     pub const SERVICES4: &str = "services4";
     /// Index → [`super::ServiceRecord`] of a [`super::ServiceKey6`], array, found through [`DIRECTORY6`]. 0 is not used.
     pub const SERVICES6: &str = "services6";
-    /// Position → word of [`crate::directory`], array, mmap-able.
+    /// All words of a [`crate::directory`], array of one element, mmap-able.
     pub const DIRECTORY4: &str = "directory4";
     /// See [`DIRECTORY4`].
     pub const DIRECTORY6: &str = "directory6";

@@ -141,17 +141,17 @@ pub const fn record(word: u64) -> Option<u32> {
     }
 }
 
-/// Looks a key up. `word_at` reads a position, `record_at` answers the record at an index if it has this very key.
+/// Looks a key up. `word_at` reads a position, which is below [`capacity::DIRECTORY`]; `record_at` answers the record at an index if it has this very key.
 #[inline(always)]
 pub fn find<R>(
     hash: u64,
-    word_at: impl Fn(u32) -> Option<u64>,
+    word_at: impl Fn(u32) -> u64,
     record_at: impl Fn(u32) -> Option<R>,
 ) -> Option<R> {
     let tag = tag(hash);
     let mut n = 0;
     while n < PROBES_MAX {
-        let word = word_at(position(hash, n))?;
+        let word = word_at(position(hash, n));
         if (word >> 32) as u32 == tag
             && let Some(found) = record_at(word as u32)
         {
@@ -207,7 +207,7 @@ mod tests {
         fn get(&self, key: K) -> Option<u32> {
             find(
                 hash(&key),
-                |at| Some(self.word_at(at)),
+                |at| self.word_at(at),
                 |index| (self.records[index as usize] == key).then_some(index),
             )
         }

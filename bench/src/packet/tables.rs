@@ -20,6 +20,9 @@ use crate::table;
 pub(super) const OWNED_FLOWS: u32 = 1 << 20;
 /// Bits of a flow's number that vary the client's port; the rest varies its address.
 pub(super) const PORT_BITS: u32 = 14;
+/// The words of a directory.
+type Words = [u64; abi::capacity::DIRECTORY as usize];
+
 /// Backends of the Service that most packets go to, as in the figures published for others.
 const HOT_BACKENDS: u32 = 100;
 /// Backends of the others.
@@ -220,11 +223,8 @@ impl<'a> Tables<'a> {
             let at = at.context("the directory has no room")?;
             all[at as usize] = directory::word(hash, index);
         }
-        let mut map = self.array::<u64>(words)?;
-        for (at, word) in (0..).zip(all).filter(|(_, word)| *word != 0) {
-            map.set(at, word, 0)?;
-        }
-        Ok(())
+        let all: &Words = all.as_slice().try_into()?;
+        Ok(self.array::<Words>(words)?.set(0, all, 0)?)
     }
 
     /// An owner node: one pod of the hot Service of either family, with a million flows of clients that it knows. Its

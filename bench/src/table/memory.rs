@@ -10,7 +10,7 @@ use aya::EbpfLoader;
 use aya::maps::{Map, MapData};
 use lb_controller::dataplane::{Capacity, Contents, load};
 use lb_controller::model::installed::{Installed, Usage};
-use lb_ebpf::abi::{ROWS_PER_ELEMENT, capacity, map};
+use lb_ebpf::abi::{ROWS_PER_ELEMENT, map};
 
 use super::objects::{service, view};
 use super::{beside_peers, wanted};
@@ -88,7 +88,7 @@ fn entries(usage: Usage) -> Vec<(&'static str, u32)> {
     vec![
         // Index 0 is not used.
         (map::SERVICES4, services + 1),
-        (map::DIRECTORY4, capacity::DIRECTORY),
+        (map::DIRECTORY4, 1),
         (map::SERVICES_COUNT, services),
         (map::ROWS, rows.div_ceil(ROWS_PER_ELEMENT)),
         (map::REGIONS, regions),

@@ -5,14 +5,15 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::os::fd::AsFd;
 
 use lb_ebpf::abi::{Plain, ServiceEntry, ServiceRecord, capacity};
 use lb_ebpf::directory::{self, Key};
 
 use super::mapping::Mapping;
-use super::pin::{PinDir, PinError};
+use super::pin::PinDir;
 use super::sys::GracePeriods;
-use super::table::ArrayTable;
+use super::table::{self, ArrayTable};
 use super::{ApplyError, load::LoadError};
 
 /// Where a service is.
@@ -48,15 +49,13 @@ where
         directory: &'static str,
     ) -> Result<Self, LoadError> {
         let records: ArrayTable<ServiceRecord<K>> = ArrayTable::open(pins, name)?;
-        let words: ArrayTable<u64> = ArrayTable::open(pins, directory)?;
-        if words.len() != capacity::DIRECTORY {
-            let path = pins.map(directory);
-            return Err(PinError::Layout { path }.into());
-        }
+        let words = table::open_one::<[u64; capacity::DIRECTORY as usize]>(pins, directory)?;
         let words =
-            Mapping::new(words.fd(), words.len() as usize).map_err(|source| LoadError::System {
-                what: "mapping the directory of services",
-                source,
+            Mapping::new(words.as_fd(), capacity::DIRECTORY as usize).map_err(|source| {
+                LoadError::System {
+                    what: "mapping the directory of services",
+                    source,
+                }
             })?;
         let mut services = Self {
             name,

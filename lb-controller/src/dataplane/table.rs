@@ -51,6 +51,11 @@ impl Opened {
     }
 }
 
+/// Opens an array of one element, for its memory to be mapped.
+pub(super) fn open_one<V>(pins: &PinDir, name: &'static str) -> Result<OwnedFd, PinError> {
+    Ok(Opened::new::<u32, V>(pins, name)?.fd)
+}
+
 /// A hash map, LRU or not.
 pub(super) struct HashTable<K, V> {
     map: Opened,

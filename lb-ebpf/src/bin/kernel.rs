@@ -377,10 +377,11 @@ macro_rules! tables {
             fn service(&self, key: &<$family as Family>::ServiceKey) -> Option<&ServiceEntry> {
                 type Key = <$family as Family>::ServiceKey;
                 let wanted = key.words();
+                let words = maps::$directory.get_ptr(0)?.cast::<u64>();
                 directory::find(
                     Key::hash(&wanted),
-                    // SAFETY: in the map. One load of eight bytes: user space replaces a word by one store.
-                    |at| Some(unsafe { *maps::$directory.get_ptr(at)? }),
+                    // SAFETY: `at` is below the length. One load of eight bytes: user space replaces a word by one store.
+                    |at| unsafe { *words.add(at as usize) },
                     |index| {
                         // A record is immutable until a grace period after the directory has ceased to name it.
                         let record = maps::$services.get_ptr(index)?;

@@ -17,6 +17,9 @@ use lb_ebpf::abi::{
 use lb_ebpf::own::Scratch;
 use lb_ebpf::wire::{Addr6, Be32};
 
+/// A directory is one element: the index of an element goes through the stack, and every word's position would wait for it.
+type Words = [u64; capacity::DIRECTORY as usize];
+
 #[map(name = "services4")]
 pub(crate) static SERVICES4: Array<ServiceRecord<ServiceKey4>> = Array::with_max_entries(
     capacity::SERVICES + 1 + capacity::SPARE_RECORDS,
@@ -28,11 +31,9 @@ pub(crate) static SERVICES6: Array<ServiceRecord<ServiceKey6>> = Array::with_max
     BPF_F_MMAPABLE,
 );
 #[map(name = "directory4")]
-pub(crate) static DIRECTORY4: Array<u64> =
-    Array::with_max_entries(capacity::DIRECTORY, BPF_F_MMAPABLE);
+pub(crate) static DIRECTORY4: Array<Words> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "directory6")]
-pub(crate) static DIRECTORY6: Array<u64> =
-    Array::with_max_entries(capacity::DIRECTORY, BPF_F_MMAPABLE);
+pub(crate) static DIRECTORY6: Array<Words> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map(name = "rows")]
 pub(crate) static ROWS: Array<[u16; ROWS_PER_ELEMENT as usize]> =
     Array::with_max_entries(capacity::ROWS, BPF_F_MMAPABLE);
