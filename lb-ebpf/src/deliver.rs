@@ -16,19 +16,18 @@ const TCP_CHECKSUM: usize = 16;
 const UDP_CHECKSUM: usize = 6;
 
 /// Rewrites the packet for the pod and passes it to the stack.
-#[inline(never)]
-pub fn to_pod<F: Family, X: Frame>(handle: X::Handle, work: &Work<F::Addr>) -> Verdict {
+#[inline(always)]
+pub fn to_pod<F: Family, X: Frame>(frame: &mut X, work: &Work<F::Addr>) -> Verdict {
     let Work {
         subject,
         target: Target { pod, port, .. },
         ..
     } = work;
     let (pod, port) = (*pod, *port);
-    let mut frame = X::open(handle);
     let rewritten = match subject.kind {
-        Kind::Packet => packet::<F, X>(&mut frame, subject, pod, port),
-        Kind::LaterFragment => destination::<F, X>(&mut frame, pod),
-        Kind::IcmpError => icmp_error::<F, X>(&mut frame, pod, port),
+        Kind::Packet => packet::<F, X>(frame, subject, pod, port),
+        Kind::LaterFragment => destination::<F, X>(frame, pod),
+        Kind::IcmpError => icmp_error::<F, X>(frame, pod, port),
     };
     match rewritten {
         Some(()) => Verdict::PASS,

@@ -13,7 +13,7 @@ use crate::decap;
 use crate::family::{Family, Next, V4, V6};
 use crate::frame::Frame;
 use crate::icmp;
-use crate::own;
+use crate::own::{self, Scratch};
 use crate::subject::{self, Finding, IP_AT};
 use crate::tables::{AllTables, Tables};
 use crate::verdict::Verdict;
@@ -42,9 +42,9 @@ pub fn packet<X: Frame, T: AllTables>(frame: &mut X, tables: T, kind: Be16) -> V
             return DropReason::TableFault.into();
         };
         if verdict == Verdict::ARRIVED_4 {
-            own::node::<V4, X, T>(frame.handle(), tables, &mut scratch)
+            arrived::<V4, X, T>(frame, tables, &mut scratch)
         } else {
-            own::node::<V6, X, T>(frame.handle(), tables, &mut scratch)
+            arrived::<V6, X, T>(frame, tables, &mut scratch)
         }
     } else {
         verdict
@@ -62,6 +62,21 @@ pub fn packet<X: Frame, T: AllTables>(frame: &mut X, tables: T, kind: Be16) -> V
 #[inline(never)]
 fn ip6<X: Frame, T: AllTables>(handle: X::Handle, tables: T) -> Verdict {
     ip::<V6, X, T>(&mut X::open(handle), tables)
+}
+
+/// An arrival at a node that may own its flow.
+#[inline(always)]
+fn arrived<F: Family, X: Frame, T: Tables<F>>(
+    frame: &X,
+    tables: T,
+    scratch: &mut Scratch,
+) -> Verdict {
+    let verdict = own::node::<F, X, T>(frame.handle(), tables, scratch);
+    if verdict == Verdict::STRANGER {
+        own::stranger::<F, X, T>(frame.handle(), tables, scratch)
+    } else {
+        verdict
+    }
 }
 
 #[inline(always)]
@@ -95,10 +110,10 @@ fn ip<F: Family, X: Frame, T: AllTables + Tables<F>>(frame: &mut X, tables: T) -
     let Some(ip) = frame.read::<F::Header>(IP_AT) else {
         return Verdict::PASS;
     };
-    let proto = F::proto(&ip);
-    if F::next(&ip) != Next::Whole || (proto != protocol::TCP && proto != protocol::UDP) {
+    if !subject::is_whole::<F>(&ip) {
         return Verdict::UNCOMMON;
     }
+    let proto = F::proto(&ip);
     let transport_at = IP_AT + F::HEADER_LEN;
     let Some(ports) = frame.read::<Ports>(transport_at) else {
         return Verdict::PASS;

@@ -85,27 +85,42 @@ pub fn of<F: Family, X: Frame, T: Tables<F>>(
     let Some(ip) = &frame.read::<F::Header>(IP_AT) else {
         return Finding::refused(DropReason::Truncated);
     };
-    let proto = F::proto(ip);
     match F::next(ip) {
-        Next::Whole if proto == F::ICMP => icmp_error::<F, X>(frame, ip, subject),
-        Next::Whole if proto == protocol::TCP || proto == protocol::UDP => {
-            let Some(ports) = frame.read::<Ports>(IP_AT + F::HEADER_LEN) else {
-                return Finding::refused(DropReason::Truncated);
-            };
-            subject.tuple = Tuple {
-                src: F::src(ip),
-                dst: F::dst(ip),
-                ports,
-                proto,
-                pad: [0; 3],
-            };
-            transport(frame, IP_AT + F::HEADER_LEN, DropReason::Truncated, subject)
-        }
+        Next::Whole if F::proto(ip) == F::ICMP => icmp_error::<F, X>(frame, ip, subject),
+        Next::Whole if is_whole::<F>(ip) => whole::<F, X>(frame, ip, subject),
         Next::Whole => Finding::OTHER,
         Next::Fragment => fragment::<F, X, T>(frame, tables, ip, subject),
         Next::Options if F::IS_V6 => Finding::refused(DropReason::ExtensionHeader),
         Next::Options => Finding::refused(DropReason::IpOptions),
     }
+}
+
+/// Whether this is a TCP or UDP packet that is not fragmented and has no options.
+#[inline(always)]
+pub fn is_whole<F: Family>(ip: &F::Header) -> bool {
+    let proto = F::proto(ip);
+    F::next(ip) == Next::Whole && (proto == protocol::TCP || proto == protocol::UDP)
+}
+
+/// The subject of such a packet.
+#[inline(always)]
+pub fn whole<F: Family, X: Frame>(
+    frame: &X,
+    ip: &F::Header,
+    subject: &mut Subject<F::Addr>,
+) -> Finding {
+    let at = IP_AT + F::HEADER_LEN;
+    let Some(ports) = frame.read::<Ports>(at) else {
+        return Finding::refused(DropReason::Truncated);
+    };
+    subject.tuple = Tuple {
+        src: F::src(ip),
+        dst: F::dst(ip),
+        ports,
+        proto: F::proto(ip),
+        pad: [0; 3],
+    };
+    transport(frame, at, DropReason::Truncated, subject)
 }
 
 /// What a transport header says beside the ports.

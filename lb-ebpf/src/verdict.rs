@@ -44,6 +44,9 @@ impl Verdict {
         self.0 as u32 as u64 <= Self::DROP
     }
 
+    /// Not final: the owner node does not simply know the flow.
+    pub(crate) const STRANGER: Self = Self(10);
+
     /// Dropped for a reason.
     #[inline(always)]
     pub const fn drop(reason: DropReason) -> Self {

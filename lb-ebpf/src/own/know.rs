@@ -8,10 +8,11 @@ use crate::tables::Tables;
 use crate::wire::{Be16, Ports, protocol, tcp_flag};
 
 /// What a node knows about a flow and one of its pods.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(u32)]
 pub enum Knowledge {
     /// Nothing.
+    #[default]
     Unknown,
     /// The pod owns it.
     Known,
@@ -50,7 +51,7 @@ pub(super) const fn tick(now_ns: u64) -> u32 {
 
 /// What this node knows about the flow and one of its own pods. Notes what the client does to the flow, and promotes a
 /// half-open flow whose SYN-ACK this packet acknowledges.
-#[inline(never)]
+#[inline(always)]
 pub fn know<F: Family, T: Tables<F>>(
     tables: T,
     work: &mut Work<F::Addr>,
