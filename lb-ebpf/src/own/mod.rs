@@ -258,6 +258,7 @@ fn service_of<'a, F: Family, T: Tables<F>>(
     } = subject.tuple;
     tables.service(&F::service_key(dst, ports.dst, proto))
 }
+
 /// Passes the packet on to a backend of another node.
 #[inline(never)]
 fn relay<F: Family, X: Frame, T: Tables<F>>(
