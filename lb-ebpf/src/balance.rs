@@ -25,7 +25,7 @@ pub fn flow_hash<F: Family, T: Shared>(tables: T, tuple: &Tuple<F::Addr>, table:
     )
 }
 
-/// The slot that a hash leads to. `None`: the tables contradict each other.
+/// The slot that a hash leads to in a table of at least one row. `None`: the tables contradict each other.
 #[inline(always)]
 pub fn slot<T: Shared>(
     tables: T,
@@ -45,6 +45,10 @@ pub fn choose<T: Shared>(
     hash: u64,
     is_first: impl FnOnce() -> bool,
 ) -> Result<u32, DropReason> {
+    // A Service that never had a pod has no rows; those at index 0 are another's.
+    if service.current.size == 0 {
+        return Err(DropReason::NoBackend);
+    }
     let slot = slot(*tables, service, &service.current, hash).ok_or(DropReason::TableFault)?;
     // Mid-flow packets of a slot that deviates go to the agreed occupant first.
     if slot.set & SLOT_DEVIATES != 0 && !is_first() {

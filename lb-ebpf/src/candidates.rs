@@ -35,7 +35,9 @@ pub fn of<F: Family, T: Shared>(
     candidates: &mut Candidates,
 ) {
     candidates.ids = [0; PLACES];
-    add::<F, T>(tables, service, &service.current, tuple, candidates, 0);
+    if service.current.size != 0 {
+        add::<F, T>(tables, service, &service.current, tuple, candidates, 0);
+    }
     let mut i = 0;
     while i < PREVIOUS_MAX {
         if service.previous[i].size != 0 {

@@ -255,6 +255,23 @@ fn refused(cases: &mut Vec<Case>, net: Net) {
         )
         .drops(DropReason::NoBackend),
     );
+    // Rows and slots 0 are another Service's.
+    let never = Scene::current(R2, &[]).but("the Service never had a pod", |tables| {
+        for entry in tables.v4.services.values_mut() {
+            entry.current.size = 0;
+        }
+        for entry in tables.v6.services.values_mut() {
+            (entry.current.size, entry.slots) = (0, 0);
+        }
+    });
+    cases.push(
+        xdp(
+            format!("another service's pods are not taken, {net:?}"),
+            never,
+            tcp(ACK).frame(&ip),
+        )
+        .drops(DropReason::NoBackend),
+    );
     let lost = Scene::current(R2, &[]).but("no next hop to R2", |tables| {
         tables
             .backends
