@@ -793,6 +793,8 @@ counted! {
         EchoAnswered = "echo_answered",
         /// Fragmentation-needed and packet-too-big sent.
         TooBigSent = "too_big_sent",
+        /// New flows refused for want of a backend: resets and port unreachables sent.
+        Refused = "refused",
         /// ICMP errors delivered to a pod.
         IcmpDelivered = "icmp_delivered",
         /// Geneve packets with our secret from a node that is no peer: passed to the stack.

@@ -9,6 +9,9 @@ use crate::hash;
 use crate::own::{Scratch, Work};
 use crate::wire::{Addr6, Be16, Be32, Ipv4, Ipv6, Ports, ethertype, protocol};
 
+/// Hop limit of what this node sends in a VIP's name (the default of RFC 1700, and of Linux).
+pub const HOPS: u8 = 64;
+
 /// IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum V4 {}
@@ -91,8 +94,10 @@ pub trait Family: Copy + 'static {
     ) -> u64;
     /// The header after its destination became `new`, and its checksum, where it has one.
     fn with_dst(header: Self::Header, new: Self::Addr) -> Self::Header;
-    /// The header of an ICMP packet that this node sends.
-    fn icmp_header(payload_len: u16, hops: u8, src: Self::Addr, dst: Self::Addr) -> Self::Header;
+    /// The one's complement sum of an address.
+    fn sum(addr: Self::Addr) -> u64;
+    /// The header of a packet that this node sends in a VIP's name.
+    fn header(proto: u8, payload_len: u16, src: Self::Addr, dst: Self::Addr) -> Self::Header;
     /// The header after its traffic class became `class`.
     fn with_traffic_class(header: Self::Header, class: u8) -> Self::Header;
 }
@@ -227,20 +232,25 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn icmp_header(payload_len: u16, hops: u8, src: Be32, dst: Be32) -> Ipv4 {
+    fn sum(addr: Be32) -> u64 {
+        u64::from(addr.raw())
+    }
+
+    #[inline(always)]
+    fn header(proto: u8, payload_len: u16, src: Be32, dst: Be32) -> Ipv4 {
         let total_len = Be16::new(payload_len + 20);
         let header = Ipv4 {
             version_ihl: 0x45,
             total_len,
-            ttl: hops,
-            protocol: Self::ICMP,
+            ttl: HOPS,
+            protocol: proto,
             src,
             dst,
             ..Ipv4::default()
         };
         let sum = u64::from(Be16::new(0x4500).raw())
             + u64::from(total_len.raw())
-            + u64::from(Be16::new(u16::from(hops) << 8 | u16::from(Self::ICMP)).raw())
+            + u64::from(Be16::new(u16::from(HOPS) << 8 | u16::from(proto)).raw())
             + u64::from(src.raw())
             + u64::from(dst.raw());
         Ipv4 {
@@ -395,12 +405,17 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn icmp_header(payload_len: u16, hops: u8, src: Addr6, dst: Addr6) -> Ipv6 {
+    fn sum(Addr6([a, b, c, d]): Addr6) -> u64 {
+        u64::from(a.raw()) + u64::from(b.raw()) + u64::from(c.raw()) + u64::from(d.raw())
+    }
+
+    #[inline(always)]
+    fn header(proto: u8, payload_len: u16, src: Addr6, dst: Addr6) -> Ipv6 {
         Ipv6 {
             first: Be32::new(0x6000_0000),
             payload_len: Be16::new(payload_len),
-            next: Self::ICMP,
-            hops,
+            next: proto,
+            hops: HOPS,
             src,
             dst,
         }

@@ -1,15 +1,13 @@
-//! ICMP that the balancer itself sends: answers to echo requests for VIPs, and "too big".
+//! ICMP that the balancer itself sends: answers to echo requests for VIPs, "too big", and "port unreachable".
 
 use crate::abi::DropReason;
 use crate::checksum;
-use crate::family::Family;
+use crate::family::{Family, HOPS};
 use crate::frame::Frame;
 use crate::subject::IP_AT;
 use crate::verdict::Verdict;
-use crate::wire::{Be16, Be32, Ethernet, Icmp, Ipv4, Ipv6};
+use crate::wire::{Be16, Be32, Ethernet, Icmp, Ipv4, Ipv6, Udp};
 
-/// Hop limit of what is sent from here (the default of RFC 1700, and of Linux).
-const HOPS: u8 = 64;
 /// Bytes of the client's packet that "too big" quotes. With headers this stays below 576 (RFC 1812, section 4.3.2.3) and
 /// 1280 (RFC 4443, section 2.4 (c)), and one checksum call of the kernel covers it.
 const QUOTED: usize = 512;
@@ -20,8 +18,11 @@ const DF: u16 = 0x4000;
 mod kind {
     pub(super) const ECHO_REPLY: u8 = 0;
     pub(super) const UNREACHABLE: u8 = 3;
+    pub(super) const PORT_UNREACHABLE: u8 = 3;
     pub(super) const FRAGMENTATION_NEEDED: u8 = 4;
     pub(super) const ECHO: u8 = 8;
+    pub(super) const UNREACHABLE_6: u8 = 1;
+    pub(super) const PORT_UNREACHABLE_6: u8 = 4;
     pub(super) const TOO_BIG_6: u8 = 2;
     pub(super) const ECHO_6: u8 = 128;
     pub(super) const ECHO_REPLY_6: u8 = 129;
@@ -104,7 +105,7 @@ fn try_echo<F: Family, X: Frame>(frame: &mut X) -> Option<()> {
 
 /// Swaps the MAC addresses.
 #[inline(always)]
-fn turn_ethernet<X: Frame>(frame: &mut X) -> Option<()> {
+pub(crate) fn turn_ethernet<X: Frame>(frame: &mut X) -> Option<()> {
     let ethernet = frame.read::<Ethernet>(0)?;
     frame.write(
         0,
@@ -129,14 +130,49 @@ pub fn too_big<F: Family, X: Frame>(handle: X::Handle, mtu: u16) -> Verdict {
             return DropReason::OversizeNoDf.into();
         }
     }
-    match try_too_big::<F, X>(&mut frame, mtu) {
+    let (kind, code) = if F::IS_V6 {
+        (kind::TOO_BIG_6, 0)
+    } else {
+        (kind::UNREACHABLE, kind::FRAGMENTATION_NEEDED)
+    };
+    let told = error::<F, X, QUOTED>(&mut frame, kind, code, Be32::new(u32::from(mtu)));
+    verdict(told)
+}
+
+/// Tells the client that nobody serves the port of its datagram (RFC 1122, section 4.1.3.1; RFC 4443, section 3.1).
+#[inline(always)]
+pub fn port_unreachable<F: Family, X: Frame>(frame: &mut X) -> Verdict {
+    if frame.read::<Udp>(IP_AT + F::HEADER_LEN).is_none() {
+        return DropReason::Truncated.into();
+    }
+    // The headers, which is as much as RFC 792 asks for, and all that a client looks at: a datagram may have no more.
+    let none = Be32::new(0);
+    let told = if F::IS_V6 {
+        let (kind, code) = (kind::UNREACHABLE_6, kind::PORT_UNREACHABLE_6);
+        error::<F, X, 48>(frame, kind, code, none)
+    } else {
+        let (kind, code) = (kind::UNREACHABLE, kind::PORT_UNREACHABLE);
+        error::<F, X, 28>(frame, kind, code, none)
+    };
+    verdict(told)
+}
+
+#[inline(always)]
+fn verdict(written: Option<()>) -> Verdict {
+    match written {
         Some(()) => Verdict::TRANSMIT,
         None => DropReason::Truncated.into(),
     }
 }
 
+/// Turns a packet into an error about it, which quotes its first `QUOTED` bytes.
 #[inline(always)]
-fn try_too_big<F: Family, X: Frame>(frame: &mut X, mtu: u16) -> Option<()> {
+fn error<F: Family, X: Frame, const QUOTED: usize>(
+    frame: &mut X,
+    kind: u8,
+    code: u8,
+    rest: Be32,
+) -> Option<()> {
     let ethernet = frame.read::<Ethernet>(0)?;
     let ip = frame.read::<F::Header>(IP_AT)?;
     let added = const { F::HEADER_LEN + size_of::<Icmp>() };
@@ -152,18 +188,10 @@ fn try_too_big<F: Family, X: Frame>(frame: &mut X, mtu: u16) -> Option<()> {
         },
     )?;
     let icmp = Icmp {
-        kind: if F::IS_V6 {
-            kind::TOO_BIG_6
-        } else {
-            kind::UNREACHABLE
-        },
-        code: if F::IS_V6 {
-            0
-        } else {
-            kind::FRAGMENTATION_NEEDED
-        },
+        kind,
+        code,
         checksum: Be16::new(0),
-        rest: Be32::new(u32::from(mtu)),
+        rest,
     };
     let icmp_at = IP_AT + F::HEADER_LEN;
     let quoted = frame.sum::<QUOTED>(icmp_at + size_of::<Icmp>())?;
@@ -171,13 +199,7 @@ fn try_too_big<F: Family, X: Frame>(frame: &mut X, mtu: u16) -> Option<()> {
     let word = u64::from(Be16::new(u16::from(icmp.kind) << 8 | u16::from(icmp.code)).raw());
     let mut sum = quoted + word + u64::from(icmp.rest.raw());
     if F::IS_V6 {
-        // Pseudo-header (RFC 8200, section 8.1): both addresses, length, next header. Adding an address to a sum is
-        // replacing one's complement zero by it.
-        let zero = F::Addr::default();
-        let zeros = 4 * u64::from(u32::MAX);
-        sum += F::delta(zero, F::src(&ip)) - zeros + F::delta(zero, F::dst(&ip)) - zeros;
-        sum += u64::from(Be16::new(payload_len).raw())
-            + u64::from(Be16::new(u16::from(F::ICMP)).raw());
+        sum += pseudo_header::<F>(&ip, F::ICMP, payload_len);
     }
     frame.write(
         icmp_at,
@@ -188,6 +210,16 @@ fn try_too_big<F: Family, X: Frame>(frame: &mut X, mtu: u16) -> Option<()> {
     )?;
     frame.write(
         IP_AT,
-        F::icmp_header(payload_len, HOPS, F::dst(&ip), F::src(&ip)),
+        F::header(F::ICMP, payload_len, F::dst(&ip), F::src(&ip)),
     )
+}
+
+/// The sum of the pseudo-header of an answer to `ip` (RFC 9293, section 3.1; RFC 8200, section 8.1): both addresses,
+/// protocol and length.
+#[inline(always)]
+pub(crate) fn pseudo_header<F: Family>(ip: &F::Header, proto: u8, payload_len: u16) -> u64 {
+    F::sum(F::src(ip))
+        + F::sum(F::dst(ip))
+        + u64::from(Be16::new(u16::from(proto)).raw())
+        + u64::from(Be16::new(payload_len).raw())
 }

@@ -51,6 +51,7 @@ pub mod hash;
 pub mod icmp;
 pub mod own;
 pub mod path;
+pub mod refuse;
 pub mod subject;
 pub mod tables;
 pub mod verdict;

@@ -14,6 +14,7 @@ use crate::family::{Family, Next, V4, V6};
 use crate::frame::Frame;
 use crate::icmp;
 use crate::own::{self, Scratch};
+use crate::refuse;
 use crate::subject::{self, Finding, IP_AT};
 use crate::tables::{AllTables, Tables};
 use crate::verdict::Verdict;
@@ -49,6 +50,12 @@ pub fn packet<X: Frame, T: AllTables>(frame: &mut X, tables: T, kind: Be16) -> V
     } else {
         verdict
     };
+    if verdict == Verdict::REFUSE_4 {
+        return refuse::<V4, X, T>(frame, tables);
+    }
+    if verdict == Verdict::REFUSE_6 {
+        return refuse::<V6, X, T>(frame, tables);
+    }
     if let Some(mtu) = verdict.told_mtu(false) {
         return tell_mtu::<V4, X, T>(frame, tables, mtu);
     }
@@ -84,6 +91,15 @@ fn tell_mtu<F: Family, X: Frame, T: AllTables>(frame: &mut X, tables: T, mtu: u1
     let verdict = icmp::too_big::<F, X>(frame.handle(), mtu);
     if verdict == Verdict::TRANSMIT {
         tables.count(Stat::TooBigSent);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn refuse<F: Family, X: Frame, T: AllTables>(frame: &X, tables: T) -> Verdict {
+    let verdict = refuse::refuse::<F, X>(frame.handle());
+    if verdict == Verdict::TRANSMIT {
+        tables.count(Stat::Refused);
     }
     verdict
 }
@@ -139,7 +155,17 @@ fn ip<F: Family, X: Frame, T: AllTables + Tables<F>>(frame: &mut X, tables: T) -
                 .read::<u8>(transport_at + 13)
                 .is_some_and(|flags| flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN)
     };
-    balance::balance::<F, X, T>(frame, tables, service, &ip, &tuple, is_first)
+    let verdict = balance::balance::<F, X, T>(frame, tables, service, &ip, &tuple, is_first);
+    if verdict == Verdict::drop(DropReason::NoBackend)
+        && (proto == protocol::UDP || is_first(frame))
+    {
+        return if F::IS_V6 {
+            Verdict::REFUSE_6
+        } else {
+            Verdict::REFUSE_4
+        };
+    }
+    verdict
 }
 
 #[inline(never)]

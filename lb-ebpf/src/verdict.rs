@@ -44,6 +44,10 @@ impl Verdict {
         self.0 as u32 as u64 <= Self::DROP
     }
 
+    /// Not final: a new flow over IPv4 that nobody serves.
+    pub(crate) const REFUSE_4: Self = Self(11);
+    /// The same over IPv6.
+    pub(crate) const REFUSE_6: Self = Self(12);
     /// Not final: the owner node does not simply know the flow.
     pub(crate) const STRANGER: Self = Self(10);
 

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 
 use super::cluster::Cluster;
 use super::network::LINK;
+use super::run::UNSERVED;
 
 /// Agents are ready, and changes applied, well within this, even if the verifier has to share slow cores.
 const SETTLE_LIMIT: Duration = Duration::from_mins(1);
@@ -153,7 +154,10 @@ impl Cluster {
             let services: admin::Services = self.ask(&machine, "/v1/services").await?;
             for service in services.services {
                 let name = format!("{}/{}", service.namespace, service.name);
-                if let Some(problem) = service.problem {
+                // That nobody serves it is what one example is about.
+                if let Some(problem) = service.problem
+                    && service.name != UNSERVED
+                {
                     return Ok(Some(format!("Service {name} on {machine}: {problem}")));
                 }
                 let known = digests

@@ -19,6 +19,8 @@ use super::wire::Who;
 const ANSWER_LIMIT: Duration = Duration::from_secs(8);
 /// A datagram without an answer by then is lost: a round trip takes less than a millisecond.
 const DATAGRAM_LIMIT: Duration = Duration::from_secs(2);
+/// A refusal that takes longer is none: a client would have sent its SYN again.
+const REFUSAL_LIMIT: Duration = Duration::from_millis(900);
 /// Connections under way at the same moment.
 const CONCURRENT: usize = 128;
 /// Bytes of one of many transfers, each way, and the pause after it: some 10 MB/s, so that the queues of 256 frames on
@@ -179,6 +181,29 @@ async fn once_udp(way: Way) -> anyhow::Result<(Who, SocketAddr)> {
     let text = String::from_utf8_lossy(&buffer[..received.context("receive")?]).into_owned();
     let who = text.strip_prefix("hello ").and_then(Who::parse);
     Ok((who.with_context(|| format!("odd answer {text:?}"))?, local))
+}
+
+/// Finds out whether a new connection, or a datagram, is refused at once.
+pub(crate) async fn refused(way: Way) -> anyhow::Result<()> {
+    let tried = async {
+        match way.protocol {
+            Protocol::Tcp => connect(way).await.map(drop),
+            Protocol::Udp => once_udp(way).await.map(drop),
+        }
+    };
+    let to = way.to;
+    match tokio::time::timeout(REFUSAL_LIMIT, tried).await {
+        Err(_) => bail!("{to} is silent instead of refusing"),
+        Ok(Ok(())) => bail!("{to} answers instead of refusing"),
+        Ok(Err(error)) => {
+            let refused = error
+                .chain()
+                .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+                .any(|cause| cause.kind() == std::io::ErrorKind::ConnectionRefused);
+            ensure!(refused, "{to} does not refuse: {error:#}");
+            Ok(())
+        }
+    }
 }
 
 /// Opens a TCP connection from the way's own address and port.

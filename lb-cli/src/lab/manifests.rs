@@ -12,10 +12,11 @@ use super::objects::{self, Pod};
 use super::plan::Machine;
 
 /// The Services of the lab: `deploy/examples`, built in so that an installed `lbctl` has them too.
-const EXAMPLES: [&str; 3] = [
+const EXAMPLES: [&str; 4] = [
     include_str!("../../../deploy/examples/web.yaml"),
     include_str!("../../../deploy/examples/game.yaml"),
     include_str!("../../../deploy/examples/ledger.yaml"),
+    include_str!("../../../deploy/examples/soon.yaml"),
 ];
 
 /// The directory, and what was written there last.

@@ -42,6 +42,13 @@ fn row(name: &str, value: String) -> [String; 2] {
 fn load_rows(summary: &Summary) -> Vec<[String; 2]> {
     let opened = format!("{} opened, {} failed", summary.connections, summary.failed);
     let mut rows = vec![row("connections", opened)];
+    if summary.refused + summary.not_refused > 0 {
+        let of = summary.refused + summary.not_refused;
+        rows.push(row(
+            "refused for want of pods",
+            format!("{} of {of}", summary.refused),
+        ));
+    }
     if summary.pods > 0 {
         rows.push(row(
             "pods used",

@@ -32,6 +32,9 @@ const OTHERS: [(&str, Protocol, u16); 3] = [
 ];
 /// The one with session affinity.
 const AFFINE: &str = "game";
+/// The example that nobody serves, with a port of each protocol.
+pub(super) const UNSERVED: &str = "soon";
+const UNSERVED_PORTS: [(Protocol, u16); 2] = [(Protocol::Tcp, 80), (Protocol::Udp, 53)];
 /// Long TCP connections and UDP sessions during changes.
 const TCP_SESSIONS: usize = 500;
 const UDP_SESSIONS: usize = 100;
@@ -152,6 +155,7 @@ impl Run {
         self.ping();
         self.short_connections(amount.connections as usize).await?;
         self.other_examples().await?;
+        self.refusals().await?;
         self.transfers(amount.transfer_bytes).await?;
         let sessions = self.open_sessions().await?;
         self.story(scenario::demonstration()).await?;
@@ -232,6 +236,25 @@ impl Run {
                 self.summary.affinity_broken += torn as u64;
             }
             self.summary.add_tally(tally);
+        }
+        Ok(())
+    }
+
+    /// The example that nobody serves refuses, over both families and protocols.
+    async fn refusals(&mut self) -> anyhow::Result<()> {
+        let vips = self.cluster.vips(UNSERVED);
+        for (protocol, port) in UNSERVED_PORTS {
+            let ways = self.given.to(&vips, move |_| (protocol, port));
+            for way in ways.take(vips.len()) {
+                let asked = self.client.run(async move { Ok(load::refused(way).await) });
+                match asked.await? {
+                    Ok(()) => self.summary.refused += 1,
+                    Err(error) => {
+                        self.summary.not_refused += 1;
+                        self.summary.sentence(format!("{error:#}"));
+                    }
+                }
+            }
         }
         Ok(())
     }

@@ -42,6 +42,10 @@ pub(crate) struct Summary {
     pub(crate) strays: u64,
     /// Client addresses that reached several pods of a Service with session affinity.
     pub(crate) affinity_broken: u64,
+    /// Connections and datagrams to a Service without pods that were refused at once.
+    pub(crate) refused: u64,
+    /// Those that were not.
+    pub(crate) not_refused: u64,
     /// Every server saw the client's own address and port.
     pub(crate) client_address_preserved: bool,
     /// Bytes of transfers, both ways.
@@ -205,6 +209,11 @@ impl Summary {
         hold(
             strays == 0,
             format!("{strays} new connections reached pods that should get none"),
+        );
+        let not_refused = self.not_refused;
+        hold(
+            not_refused == 0,
+            format!("{not_refused} connections to a Service without pods were not refused"),
         );
         if about.spread {
             let (used, pods) = (self.pods_used, self.pods);

@@ -146,6 +146,7 @@ pub(crate) struct Tcp {
     pub(crate) seq: u32,
     pub(crate) ack: u32,
     pub(crate) flags: u8,
+    pub(crate) window: u16,
     pub(crate) options: Vec<u8>,
     pub(crate) data: Vec<u8>,
 }
@@ -159,6 +160,7 @@ impl Tcp {
             seq: 1000,
             ack,
             flags,
+            window: 502,
             options: Vec::new(),
             data: Vec::new(),
         }
@@ -171,7 +173,7 @@ impl Tcp {
         bytes.extend(self.seq.to_be_bytes());
         bytes.extend(self.ack.to_be_bytes());
         bytes.extend([(((20 + self.options.len()) / 4) << 4) as u8, self.flags]);
-        bytes.extend(502_u16.to_be_bytes());
+        bytes.extend(self.window.to_be_bytes());
         bytes.extend([0; 4]);
         bytes.extend(&self.options);
         bytes.extend(&self.data);

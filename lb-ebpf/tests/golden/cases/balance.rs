@@ -3,9 +3,9 @@
 use lb_ebpf::abi::{DropReason, SLOT_DEVIATES, Stat, backend_flag};
 
 use super::{Case, sent, xdp};
-use crate::golden::packet::{self, ACK, FIN, Ip, PSH, RST, SYN, Tcp, Udp, frame};
+use crate::golden::packet::{self, ACK, FIN, Ip, PSH, RST, SYN, Tcp, Udp, frame, frame_back, icmp};
 use crate::golden::scene::{
-    CLIENT_PORT, HTTP, L1, Net, POD_PORT, Proto, R2, R3, R4, SECOND, Scene, mac,
+    CLIENT_PORT, DNS, HTTP, L1, Net, POD_PORT, Proto, R2, R3, R4, SECOND, Scene, mac,
 };
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -215,6 +215,27 @@ fn local(cases: &mut Vec<Case>, net: Net) {
     );
 }
 
+/// The IP header of what a node says in the VIP's name.
+fn answer(net: Net) -> Ip {
+    Ip {
+        hops: 64,
+        id: 0,
+        df: false,
+        ..net.ip_back()
+    }
+}
+
+/// A reset that acknowledges everything before `ack`.
+fn reset(net: Net, ack: u32) -> Vec<u8> {
+    let segment = Tcp {
+        seq: 0,
+        ack,
+        window: 0,
+        ..Tcp::new(HTTP, CLIENT_PORT, RST | ACK)
+    };
+    frame_back(&segment.packet(&answer(net)))
+}
+
 fn refused(cases: &mut Vec<Case>, net: Net) {
     let ip = net.ip();
     let vacant = || Scene::current(R2, &[R3]).vacant();
@@ -234,7 +255,8 @@ fn refused(cases: &mut Vec<Case>, net: Net) {
             vacant(),
             tcp(SYN).frame(&ip),
         )
-        .drops(DropReason::NoBackend),
+        .transmits(reset(net, 1001))
+        .counts(&[Stat::Refused]),
     );
     let unused =
         Scene::current(R2, &[]).but("backends are not there", |tables| tables.backends.clear());
@@ -253,8 +275,58 @@ fn refused(cases: &mut Vec<Case>, net: Net) {
             Scene::empty(),
             packet.clone(),
         )
+        .transmits(reset(net, 1001))
+        .counts(&[Stat::Refused]),
+    );
+    let with_data = Tcp {
+        options: vec![34, 6, 0xf0, 0xf1, 0xf2, 0xf3, 1, 1],
+        data: b"early".to_vec(),
+        ..tcp(SYN)
+    };
+    cases.push(
+        xdp(
+            format!("no backend, syn with data, {net:?}"),
+            Scene::empty(),
+            with_data.frame(&ip),
+        )
+        .transmits(reset(net, 1001 + 5))
+        .counts(&[Stat::Refused]),
+    );
+    cases.push(
+        xdp(
+            format!("no backend, middle of a flow, {net:?}"),
+            Scene::empty(),
+            tcp(ACK).frame(&ip),
+        )
         .drops(DropReason::NoBackend),
     );
+    cases.push(
+        xdp(
+            format!("no backend, first fragment, {net:?}"),
+            Scene::empty(),
+            frame(&ip.fragment(
+                17,
+                &Udp::new(CLIENT_PORT, DNS, b"0123456789").bytes(&ip),
+                0,
+                16,
+            )),
+        )
+        .drops(DropReason::NoBackend),
+    );
+    for data in [&b""[..], b"who are you, and why do you not answer me"] {
+        let datagram = Udp::new(CLIENT_PORT, DNS, data).packet(&ip);
+        let quoted = &datagram[..if net == Net::V4 { 28 } else { 48 }];
+        let (kind, code) = if net == Net::V4 { (3, 3) } else { (1, 4) };
+        cases.push(
+            xdp(
+                format!("no backend, {} bytes of udp, {net:?}", data.len()),
+                Scene::empty(),
+                frame(&datagram),
+            )
+            .transmits(frame_back(&icmp(&answer(net), kind, code, 0, quoted)))
+            .counts(&[Stat::Refused]),
+        );
+    }
     // Rows and slots 0 are another Service's.
     let never = Scene::current(R2, &[]).but("the Service never had a pod", |tables| {
         for entry in tables.v4.services.values_mut() {
@@ -268,9 +340,10 @@ fn refused(cases: &mut Vec<Case>, net: Net) {
         xdp(
             format!("another service's pods are not taken, {net:?}"),
             never,
-            tcp(ACK).frame(&ip),
+            tcp(SYN).frame(&ip),
         )
-        .drops(DropReason::NoBackend),
+        .transmits(reset(net, 1001))
+        .counts(&[Stat::Refused]),
     );
     let lost = Scene::current(R2, &[]).but("no next hop to R2", |tables| {
         tables
