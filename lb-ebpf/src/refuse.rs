@@ -31,7 +31,7 @@ pub fn refuse<F: Family, X: Frame>(handle: X::Handle) -> Verdict {
 /// Bytes of a TCP header without options.
 const TCP_LEN: usize = size_of::<Tcp>();
 /// Words of it, as its own field says.
-const TCP_OFFSET: u8 = (TCP_LEN / 4 << 4) as u8;
+const TCP_OFFSET: u8 = ((TCP_LEN / 4) << 4) as u8;
 
 /// Answers a segment without ACK: sequence number 0, acknowledging all of it (RFC 9293, section 3.10.7.1).
 #[inline(always)]
