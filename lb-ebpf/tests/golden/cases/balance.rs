@@ -18,6 +18,8 @@ pub(crate) fn cases() -> Vec<Case> {
         ways(&mut cases, net);
         local(&mut cases, net);
         refused(&mut cases, net);
+        nobody(&mut cases, net);
+        missing(&mut cases, net);
     }
     not_ours(&mut cases);
     cases
@@ -258,22 +260,16 @@ fn refused(cases: &mut Vec<Case>, net: Net) {
         .transmits(reset(net, 1001))
         .counts(&[Stat::Refused]),
     );
-    let unused =
-        Scene::current(R2, &[]).but("backends are not there", |tables| tables.backends.clear());
-    cases.push(
-        xdp(
-            format!("slot names an unused backend, {net:?}"),
-            unused,
-            tcp(SYN).frame(&ip),
-        )
-        .drops(DropReason::TableFault),
-    );
-    let packet = tcp(SYN).frame(&ip);
+}
+
+/// Nobody serves: what opens a flow is refused, anything else dropped.
+fn nobody(cases: &mut Vec<Case>, net: Net) {
+    let ip = net.ip();
     cases.push(
         xdp(
             format!("no backend, {net:?}"),
             Scene::empty(),
-            packet.clone(),
+            tcp(SYN).frame(&ip),
         )
         .transmits(reset(net, 1001))
         .counts(&[Stat::Refused]),
@@ -344,6 +340,22 @@ fn refused(cases: &mut Vec<Case>, net: Net) {
         )
         .transmits(reset(net, 1001))
         .counts(&[Stat::Refused]),
+    );
+}
+
+/// Tables that lack what they name.
+fn missing(cases: &mut Vec<Case>, net: Net) {
+    let ip = net.ip();
+    let packet = tcp(SYN).frame(&ip);
+    let unused =
+        Scene::current(R2, &[]).but("backends are not there", |tables| tables.backends.clear());
+    cases.push(
+        xdp(
+            format!("slot names an unused backend, {net:?}"),
+            unused,
+            packet.clone(),
+        )
+        .drops(DropReason::TableFault),
     );
     let lost = Scene::current(R2, &[]).but("no next hop to R2", |tables| {
         tables
