@@ -184,8 +184,8 @@ pub mod map {
     pub const CONFIG: &str = "config";
     /// 0 → [`super::Stamp`], array, mmap-able.
     pub const STAMP: &str = "stamp";
-    /// 0 → [`super::RelayBucket`], per-CPU array.
-    pub const RELAY_BUCKET: &str = "relay_bucket";
+    /// [`super::Limited`] → [`super::Bucket`], per-CPU array.
+    pub const BUCKETS: &str = "buckets";
     /// [`super::ServiceEntry::id`] → [`super::Count`], per-CPU array.
     pub const SERVICES_COUNT: &str = "services_count";
     /// Backend id → [`super::Count`], per-CPU array.
@@ -612,8 +612,9 @@ pub struct Config {
     pub mss6: u16,
     /// See [`config_flag`].
     pub flags: u16,
-    /// Keeps the size a multiple of eight: zero.
-    pub pad: u32,
+    /// ICMP errors per second that this node sends in the names of VIPs, over all processors (RFC 1812, section 4.3.2.8;
+    /// RFC 4443, section 2.4 (f)).
+    pub icmp_errors_per_second: u32,
 }
 
 /// Bits of [`Config::flags`].
@@ -655,13 +656,28 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// Per-CPU state of the relay limit: a bucket of tokens.
+/// What is sent at a limited rate: an index into `buckets`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Limited {
+    /// Packets passed on to another node.
+    Relay,
+    /// ICMP errors in a VIP's name.
+    IcmpError,
+}
+
+impl Limited {
+    /// How many there are.
+    pub const COUNT: u32 = 2;
+}
+
+/// Per-CPU state of a rate limit: a bucket of tokens.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
-pub struct RelayBucket {
+pub struct Bucket {
     /// When it was filled last.
     pub filled_ns: u64,
-    /// Relays left.
+    /// What is left.
     pub tokens: u64,
 }
 
@@ -693,10 +709,10 @@ plain!(FragmentPorts<Be32>, ports: Ports, vip: Be32);
 plain!(FragmentPorts<Addr6>, ports: Ports, vip: Addr6);
 plain!(SourceRange, service: Be32, addr: Addr6);
 plain!(Announcement, mac: [u8; 6], pad: [u8; 2]);
-plain!(Config, hash_key: [u64; HASH_KEY_WORDS], secrets: [[Be32; 2]; 2], relays_per_second: u64, node4: Be32, node6: Addr6, geneve_port: Be16, mss4: u16, mss6: u16, flags: u16, pad: u32);
+plain!(Config, hash_key: [u64; HASH_KEY_WORDS], secrets: [[Be32; 2]; 2], relays_per_second: u64, node4: Be32, node6: Addr6, geneve_port: Be16, mss4: u16, mss6: u16, flags: u16, icmp_errors_per_second: u32);
 plain!(Stamp, stamped_ns: u64, fresh_since_ns: u64);
 plain!(Count, packets: u64, bytes: u64);
-plain!(RelayBucket, filled_ns: u64, tokens: u64);
+plain!(Bucket, filled_ns: u64, tokens: u64);
 
 macro_rules! counted {
     ($(#[$meta:meta])* $name:ident, $all:ident { $($(#[$vmeta:meta])* $variant:ident = $label:literal),+ $(,)? }) => {
@@ -757,6 +773,8 @@ counted! {
         NotFresh = "not_fresh",
         /// The relay limit of this node.
         RelayRate = "relay_rate",
+        /// The client should be told by an ICMP error, but this node's limit is reached.
+        IcmpRate = "icmp_rate",
         /// The client's tuple is in use through another VIP or port of the same pod.
         TupleInUse = "tuple_in_use",
         /// Outer congestion mark on an inner packet that cannot carry one (RFC 6040, section 4.2).

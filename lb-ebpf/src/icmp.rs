@@ -1,10 +1,11 @@
 //! ICMP that the balancer itself sends: answers to echo requests for VIPs, "too big", and "port unreachable".
 
-use crate::abi::DropReason;
+use crate::abi::{DropReason, Limited};
 use crate::checksum;
 use crate::family::{Family, HOPS};
 use crate::frame::Frame;
 use crate::subject::IP_AT;
+use crate::tables::Shared;
 use crate::verdict::Verdict;
 use crate::wire::{Be16, Be32, Ethernet, Icmp, Ipv4, Ipv6, Udp};
 
@@ -120,7 +121,7 @@ pub(crate) fn turn_ethernet<X: Frame>(frame: &mut X) -> Option<()> {
 /// Tells the client that its packet is too big: fragmentation needed (RFC 1191, section 4) or packet too big (RFC 4443,
 /// section 3.2). IPv4 that may be fragmented gets no answer and is dropped.
 #[inline(never)]
-pub fn too_big<F: Family, X: Frame>(handle: X::Handle, mtu: u16) -> Verdict {
+pub fn too_big<F: Family, X: Frame, T: Shared>(handle: X::Handle, tables: T, mtu: u16) -> Verdict {
     let mut frame = X::open(handle);
     if !F::IS_V6 {
         let Some(ip) = frame.read::<Ipv4>(IP_AT) else {
@@ -135,39 +136,46 @@ pub fn too_big<F: Family, X: Frame>(handle: X::Handle, mtu: u16) -> Verdict {
     } else {
         (kind::UNREACHABLE, kind::FRAGMENTATION_NEEDED)
     };
-    let told = error::<F, X, QUOTED>(&mut frame, kind, code, Be32::new(u32::from(mtu)));
-    verdict(told)
+    error::<F, X, T, QUOTED>(&mut frame, tables, kind, code, Be32::new(u32::from(mtu)))
 }
 
 /// Tells the client that nobody serves the port of its datagram (RFC 1122, section 4.1.3.1; RFC 4443, section 3.1).
 #[inline(always)]
-pub fn port_unreachable<F: Family, X: Frame>(frame: &mut X) -> Verdict {
+pub fn port_unreachable<F: Family, X: Frame, T: Shared>(frame: &mut X, tables: T) -> Verdict {
     if frame.read::<Udp>(IP_AT + F::HEADER_LEN).is_none() {
         return DropReason::Truncated.into();
     }
     // The headers, which is as much as RFC 792 asks for, and all that a client looks at: a datagram may have no more.
     let none = Be32::new(0);
-    let told = if F::IS_V6 {
+    if F::IS_V6 {
         let (kind, code) = (kind::UNREACHABLE_6, kind::PORT_UNREACHABLE_6);
-        error::<F, X, 48>(frame, kind, code, none)
+        error::<F, X, T, 48>(frame, tables, kind, code, none)
     } else {
         let (kind, code) = (kind::UNREACHABLE, kind::PORT_UNREACHABLE);
-        error::<F, X, 28>(frame, kind, code, none)
-    };
-    verdict(told)
+        error::<F, X, T, 28>(frame, tables, kind, code, none)
+    }
 }
 
+/// Turns a packet into an error about it, which quotes its first `QUOTED` bytes; not more often than the limit allows.
 #[inline(always)]
-fn verdict(written: Option<()>) -> Verdict {
-    match written {
+fn error<F: Family, X: Frame, T: Shared, const QUOTED: usize>(
+    frame: &mut X,
+    tables: T,
+    kind: u8,
+    code: u8,
+    rest: Be32,
+) -> Verdict {
+    if !tables.take(Limited::IcmpError, tables.now_ns()) {
+        return DropReason::IcmpRate.into();
+    }
+    match write_error::<F, X, QUOTED>(frame, kind, code, rest) {
         Some(()) => Verdict::TRANSMIT,
         None => DropReason::Truncated.into(),
     }
 }
 
-/// Turns a packet into an error about it, which quotes its first `QUOTED` bytes.
 #[inline(always)]
-fn error<F: Family, X: Frame, const QUOTED: usize>(
+fn write_error<F: Family, X: Frame, const QUOTED: usize>(
     frame: &mut X,
     kind: u8,
     code: u8,

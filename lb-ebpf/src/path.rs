@@ -88,7 +88,7 @@ fn arrived<F: Family, X: Frame, T: Tables<F>>(
 
 #[inline(always)]
 fn tell_mtu<F: Family, X: Frame, T: AllTables>(frame: &mut X, tables: T, mtu: u16) -> Verdict {
-    let verdict = icmp::too_big::<F, X>(frame.handle(), mtu);
+    let verdict = icmp::too_big::<F, X, T>(frame.handle(), tables, mtu);
     if verdict == Verdict::TRANSMIT {
         tables.count(Stat::TooBigSent);
     }
@@ -97,7 +97,7 @@ fn tell_mtu<F: Family, X: Frame, T: AllTables>(frame: &mut X, tables: T, mtu: u1
 
 #[inline(always)]
 fn refuse<F: Family, X: Frame, T: AllTables>(frame: &X, tables: T) -> Verdict {
-    let verdict = refuse::refuse::<F, X>(frame.handle());
+    let verdict = refuse::refuse::<F, X, T>(frame.handle(), tables);
     if verdict == Verdict::TRANSMIT {
         tables.count(Stat::Refused);
     }

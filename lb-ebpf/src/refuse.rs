@@ -9,18 +9,19 @@ use crate::family::Family;
 use crate::frame::Frame;
 use crate::icmp;
 use crate::subject::IP_AT;
+use crate::tables::Shared;
 use crate::verdict::Verdict;
 use crate::wire::{Be16, Be32, Ports, Tcp, protocol, tcp_flag};
 
 /// Turns a SYN into a reset, and a datagram into "port unreachable". The packet is whole and has no IP options.
 #[inline(never)]
-pub fn refuse<F: Family, X: Frame>(handle: X::Handle) -> Verdict {
+pub fn refuse<F: Family, X: Frame, T: Shared>(handle: X::Handle, tables: T) -> Verdict {
     let mut frame = X::open(handle);
     let Some(ip) = frame.read::<F::Header>(IP_AT) else {
         return DropReason::Truncated.into();
     };
     if F::proto(&ip) == protocol::UDP {
-        return icmp::port_unreachable::<F, X>(&mut frame);
+        return icmp::port_unreachable::<F, X, T>(&mut frame, tables);
     }
     match reset::<F, X>(&mut frame, &ip) {
         Some(()) => Verdict::TRANSMIT,

@@ -8,8 +8,8 @@
 use core::ops::DerefMut;
 
 use crate::abi::{
-    Backend, Config, FirstPod, Flow, FragmentKey, FragmentPorts, HalfOpen, LocalKey, LocalPod, Pin,
-    ServiceEntry, Set, Slot, Stamp, Stat, Tuple,
+    Backend, Config, FirstPod, Flow, FragmentKey, FragmentPorts, HalfOpen, Limited, LocalKey,
+    LocalPod, Pin, ServiceEntry, Set, Slot, Stamp, Stat, Tuple,
 };
 use crate::family::{Family, V4, V6};
 use crate::own::Scratch;
@@ -38,8 +38,8 @@ pub trait Shared: Copy {
     fn is_peer(&self, addr: &Addr6) -> bool;
     /// Coarse monotonic time (a few milliseconds), in nanoseconds.
     fn now_ns(&self) -> u64;
-    /// Takes one relay out of this processor's share of the limit.
-    fn take_relay(&self, now_ns: u64) -> bool;
+    /// Takes one out of this processor's share of a limit. False: nothing is left.
+    fn take(&self, limited: Limited, now_ns: u64) -> bool;
     /// Counts a packet of a service.
     fn count_service(&self, id: u32, bytes: usize);
     /// Counts a packet for a backend.

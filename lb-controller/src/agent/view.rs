@@ -22,6 +22,9 @@ use crate::source::secret::ClusterSecrets;
 /// Relays per second that this node sends at most: a third of what one processor can, so that a flood of packets of
 /// unknown flows neither starves the rest nor is amplified without bound.
 const RELAYS_PER_SECOND: u64 = 500_000;
+/// ICMP errors per second that this node sends at most: a quarter of it on one receive queue, which is Linux's own limit
+/// (`net.ipv4.icmp_msgs_per_sec`).
+const ICMP_ERRORS_PER_SECOND: u32 = 4_000;
 /// What an uplink takes if nothing is known of it.
 const MTU_DEFAULT: u32 = 1500;
 /// Headers that an MSS does not count: IP and TCP.
@@ -101,7 +104,7 @@ pub(super) fn config(core: &Core, secrets: &ClusterSecrets) -> abi::Config {
         } else {
             abi::config_flag::RELAY_OFF
         },
-        pad: 0,
+        icmp_errors_per_second: ICMP_ERRORS_PER_SECOND,
     }
 }
 

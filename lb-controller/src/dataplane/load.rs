@@ -348,7 +348,7 @@ const MAPS: &[&str] = &[
     map::INTERFACES,
     map::CONFIG,
     map::STAMP,
-    map::RELAY_BUCKET,
+    map::BUCKETS,
     map::SERVICES_COUNT,
     map::BACKENDS_COUNT,
     map::DROPS,

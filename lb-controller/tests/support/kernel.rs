@@ -13,7 +13,7 @@ use lb_controller::dataplane::pin::{mount_bpffs, unmount_bpffs};
 use lb_controller::dataplane::{Capacity, Dataplane};
 use lb_controller::model::op::{BackendId, LocalKey, Op, RegionId, ServiceKey, SetId, SlotIndex};
 use lb_ebpf::abi::{
-    ABI_VERSION, DropReason, Flow, HalfOpen, Region, RelayBucket, Stamp, Stat, TICK_SHIFT, map,
+    ABI_VERSION, Bucket, DropReason, Flow, HalfOpen, Limited, Region, Stamp, Stat, TICK_SHIFT, map,
 };
 use lb_ebpf::tables::memory::Memory;
 use nix::time::{ClockId, clock_gettime};
@@ -105,7 +105,7 @@ impl Kernel {
         };
         let mut array = aya::maps::Array::<_, Stamp>::try_from(self.open(map::STAMP)).unwrap();
         array.set(0, stamp, 0).unwrap();
-        self.empty_relay_bucket();
+        self.empty_buckets();
         self.write_state(&host::state(tables), shift);
         let before = self.state();
         let start_ns = coarse_ns();
@@ -227,13 +227,14 @@ impl Kernel {
         }
     }
 
-    fn empty_relay_bucket(&self) {
-        let mut bucket =
-            PerCpuArray::<_, RelayBucket>::try_from(self.open(map::RELAY_BUCKET)).unwrap();
-        let empty = vec![RelayBucket::default(); aya::util::nr_cpus().unwrap()];
-        bucket
-            .set(0, PerCpuValues::try_from(empty).unwrap(), 0)
-            .unwrap();
+    fn empty_buckets(&self) {
+        let mut buckets = PerCpuArray::<_, Bucket>::try_from(self.open(map::BUCKETS)).unwrap();
+        for at in 0..Limited::COUNT {
+            let empty = vec![Bucket::default(); aya::util::nr_cpus().unwrap()];
+            buckets
+                .set(at, PerCpuValues::try_from(empty).unwrap(), 0)
+                .unwrap();
+        }
     }
 
     fn write_state(&self, state: &State, shift: u64) {

@@ -13,8 +13,8 @@ use aya_ebpf::helpers::{
     bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
 };
 use lb_ebpf::abi::{
-    Backend, Config, FirstPod, Flow, FragmentKey, FragmentPorts, HalfOpen, LocalKey, LocalPod, Pin,
-    Plain, ROWS_PER_ELEMENT, ServiceEntry, Set, Slot, Stamp, Stat, Tuple,
+    Backend, Config, FirstPod, Flow, FragmentKey, FragmentPorts, HalfOpen, Limited, LocalKey,
+    LocalPod, Pin, Plain, ROWS_PER_ELEMENT, ServiceEntry, Set, Slot, Stamp, Stat, Tuple,
 };
 use lb_ebpf::back::{Covers, Skb};
 use lb_ebpf::directory::{self, Key as _};
@@ -226,7 +226,7 @@ static EMPTY: Config = Config {
     mss4: 0,
     mss6: 0,
     flags: 0,
-    pad: 0,
+    icmp_errors_per_second: 0,
 };
 
 #[inline(always)]
@@ -248,10 +248,10 @@ fn increment(map: &aya_ebpf::maps::PerCpuArray<u64>, index: u32) {
     }
 }
 
-/// Processors that share the relay limit evenly; the receive queues of one interface rarely use more.
-const RELAY_SHARES: u64 = 4;
-/// Relays that a processor may save up, as a fraction of a second: a burst after quiet.
-const RELAY_BURST_SHIFT: u32 = 2;
+/// Processors that share a limit evenly; the receive queues of one interface rarely use more.
+const LIMIT_SHARES: u64 = 4;
+/// What a processor may save up, as a fraction of a second: a burst after quiet.
+const BURST_SHIFT: u32 = 2;
 
 impl Shared for Maps {
     type Scratch = &'static mut Scratch;
@@ -322,16 +322,21 @@ impl Shared for Maps {
     }
 
     #[inline(always)]
-    fn take_relay(&self, now_ns: u64) -> bool {
-        let share = self.config().relays_per_second / RELAY_SHARES;
-        let Some(bucket) = maps::RELAY_BUCKET.get_ptr_mut(0) else {
+    fn take(&self, limited: Limited, now_ns: u64) -> bool {
+        let config = self.config();
+        let per_second = match limited {
+            Limited::Relay => config.relays_per_second,
+            Limited::IcmpError => u64::from(config.icmp_errors_per_second),
+        };
+        let share = per_second / LIMIT_SHARES;
+        let Some(bucket) = maps::BUCKETS.get_ptr_mut(limited as u32) else {
             return false;
         };
         // SAFETY: this processor's own copy, in the map.
         let bucket = unsafe { &mut *bucket };
         let elapsed_ns = now_ns.wrapping_sub(bucket.filled_ns);
         // 2^30 ns is close enough to a second for a limit, and dividing by it is a shift.
-        let most = share >> RELAY_BURST_SHIFT;
+        let most = share >> BURST_SHIFT;
         let grown = if elapsed_ns >> 30 > 0 {
             most
         } else {

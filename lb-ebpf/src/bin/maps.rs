@@ -10,9 +10,9 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use lb_ebpf::abi::{
-    Announcement, Backend, Config, Count, DropReason, FirstPod, Flow, FragmentKey, FragmentPorts,
-    HalfOpen, LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT, Region, RelayBucket, ServiceKey4,
-    ServiceKey6, ServiceRecord, Set, Slot, SourceRange, Stamp, Stat, Tuple, capacity,
+    Announcement, Backend, Bucket, Config, Count, DropReason, FirstPod, Flow, FragmentKey,
+    FragmentPorts, HalfOpen, Limited, LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT, Region,
+    ServiceKey4, ServiceKey6, ServiceRecord, Set, Slot, SourceRange, Stamp, Stat, Tuple, capacity,
 };
 use lb_ebpf::own::Scratch;
 use lb_ebpf::wire::{Addr6, Be32};
@@ -101,8 +101,8 @@ pub(crate) static INTERFACES: DevMapHash = DevMapHash::with_max_entries(capacity
 pub(crate) static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map(name = "stamp")]
 pub(crate) static STAMP: Array<Stamp> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map(name = "relay_bucket")]
-pub(crate) static RELAY_BUCKET: PerCpuArray<RelayBucket> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "buckets")]
+pub(crate) static BUCKETS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(Limited::COUNT, 0);
 #[map(name = "services_count")]
 pub(crate) static SERVICES_COUNT: PerCpuArray<Count> =
     PerCpuArray::with_max_entries(capacity::SERVICES, 0);

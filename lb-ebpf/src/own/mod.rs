@@ -11,8 +11,8 @@ mod walk;
 pub use know::{Knowledge, flow_ends, is_closing, know, promote};
 
 use crate::abi::{
-    Backend, DropReason, FirstPod, Flow, HalfOpen, POD_ADDRESS_V4, ServiceEntry, Stat, TableRef,
-    Tuple, backend_flag, mark,
+    Backend, DropReason, FirstPod, Flow, HalfOpen, Limited, POD_ADDRESS_V4, ServiceEntry, Stat,
+    TableRef, Tuple, backend_flag, mark,
 };
 use crate::balance;
 use crate::candidates::Candidates;
@@ -270,7 +270,7 @@ fn relay<F: Family, X: Frame, T: Tables<F>>(
     let Work {
         subject, target, ..
     } = work;
-    if !tables.take_relay(tables.now_ns()) {
+    if !tables.take(Limited::Relay, tables.now_ns()) {
         return DropReason::RelayRate.into();
     }
     let mut frame = X::open(handle);

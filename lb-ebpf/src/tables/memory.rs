@@ -10,8 +10,8 @@ use std::vec::Vec;
 use super::{Shared, Tables};
 use crate::abi::{
     Backend, Config, Count, DropReason, FirstPod, Flow, FragmentKey, FragmentPorts, HalfOpen,
-    LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT, ServiceEntry, ServiceKey4, ServiceKey6, Set, Slot,
-    Stamp, Stat, Tuple,
+    Limited, LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT, ServiceEntry, ServiceKey4, ServiceKey6,
+    Set, Slot, Stamp, Stat, Tuple,
 };
 use crate::family::{Family, V4, V6};
 use crate::own::Scratch;
@@ -74,8 +74,8 @@ pub struct Memory {
     pub peers: std::collections::HashSet<Addr6>,
     /// What the clock says, in nanoseconds.
     pub now_ns: Cell<u64>,
-    /// Relays left.
-    pub relays: Cell<u64>,
+    /// What is left of each limit.
+    pub left: [Cell<u64>; Limited::COUNT as usize],
     /// Most flows there may be of one family.
     pub flows_max: usize,
     /// IPv4.
@@ -98,7 +98,7 @@ impl Memory {
     /// Empty tables with room for flows and relays.
     pub fn new() -> Self {
         Self {
-            relays: Cell::new(u64::MAX),
+            left: [const { Cell::new(u64::MAX) }; Limited::COUNT as usize],
             flows_max: usize::MAX,
             ..Self::default()
         }
@@ -153,9 +153,10 @@ impl<'a> Shared for &'a Memory {
     fn now_ns(&self) -> u64 {
         self.now_ns.get()
     }
-    fn take_relay(&self, _now_ns: u64) -> bool {
-        let left = self.relays.get();
-        self.relays.set(left.saturating_sub(1));
+    fn take(&self, limited: Limited, _now_ns: u64) -> bool {
+        let place = &self.left[limited as usize];
+        let left = place.get();
+        place.set(left.saturating_sub(1));
         left > 0
     }
     fn count_service(&self, id: u32, bytes: usize) {

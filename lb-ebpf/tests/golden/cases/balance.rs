@@ -1,6 +1,6 @@
 //! The balancer: to which pod, with which headers, and what it leaves alone.
 
-use lb_ebpf::abi::{DropReason, SLOT_DEVIATES, Stat, backend_flag};
+use lb_ebpf::abi::{DropReason, Limited, SLOT_DEVIATES, Stat, backend_flag};
 
 use super::{Case, sent, xdp};
 use crate::golden::packet::{self, ACK, FIN, Ip, PSH, RST, SYN, Tcp, Udp, frame, frame_back, icmp};
@@ -323,6 +323,18 @@ fn nobody(cases: &mut Vec<Case>, net: Net) {
             .counts(&[Stat::Refused]),
         );
     }
+    let silent = Scene::empty().but("no ICMP errors left", |tables| {
+        tables.config.icmp_errors_per_second = 0;
+        tables.left[Limited::IcmpError as usize].set(0);
+    });
+    cases.push(
+        xdp(
+            format!("no backend, limit of errors, {net:?}"),
+            silent,
+            Udp::new(CLIENT_PORT, DNS, b"").frame(&ip),
+        )
+        .drops(DropReason::IcmpRate),
+    );
     // Rows and slots 0 are another Service's.
     let never = Scene::current(R2, &[]).but("the Service never had a pod", |tables| {
         for entry in tables.v4.services.values_mut() {

@@ -1,6 +1,6 @@
 //! Flows that nobody here knows: passed on, returned to a closing owner, held back, or admitted.
 
-use lb_ebpf::abi::{DropReason, Stat, backend_flag, config_flag, mark};
+use lb_ebpf::abi::{DropReason, Limited, Stat, backend_flag, config_flag, mark};
 
 use super::{Case, sent, xdp};
 use crate::golden::packet::{ACK, Encap, RST, SYN, Tcp, Udp};
@@ -196,7 +196,7 @@ fn ends_of_walks(cases: &mut Vec<Case>, net: Net) {
     );
     let limit = Scene::current(L1, &[R2]).but("no relays left", |tables| {
         tables.config.relays_per_second = 0;
-        tables.relays.set(0);
+        tables.left[Limited::Relay as usize].set(0);
     });
     cases.push(
         xdp(format!("relay limit, {net:?}"), limit, arrives(net, &[], 0))
