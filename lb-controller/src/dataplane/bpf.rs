@@ -328,6 +328,7 @@ impl Dataplane for BpfDataplane {
                 Ok(())
             }
             Op::Service { key, value } => self.service(key, value),
+            Op::ClearCount { id } => self.services_count.clear(*id),
             Op::RemoveService {
                 key: ServiceKey::V4(key),
             } => {

@@ -157,6 +157,9 @@ impl Dataplane for FakeDataplane {
                 }
             }
             Op::Service { key, value } => self.write_service(*key, *value)?,
+            Op::ClearCount { id } => {
+                self.counters.services.remove(id);
+            }
             Op::RemoveService { key } => {
                 self.contents.services.remove(key);
             }

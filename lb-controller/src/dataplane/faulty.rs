@@ -118,6 +118,7 @@ fn map_of(op: &Op) -> &'static str {
         | Op::RemoveService {
             key: ServiceKey::V6(_),
         } => map::SERVICES6,
+        Op::ClearCount { .. } => map::SERVICES_COUNT,
         Op::Local { .. } | Op::RemoveLocal { .. } => map::LOCALS4,
         Op::PurgeFlows { .. } => map::FLOWS4,
         Op::Peer { .. } | Op::RemovePeer { .. } => map::PEERS,

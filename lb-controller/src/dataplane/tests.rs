@@ -133,6 +133,7 @@ fn operations_read_back_and_survive_the_agent() {
     let (mut again, _programs) = open(&dir);
     assert_eq!(again.read().unwrap(), expected(&ops));
     for op in [
+        Op::ClearCount { id: 1 },
         Op::RemoveService { key: v4_key(80) },
         Op::RemoveService { key: v4_key(80) },
         Op::Grace,

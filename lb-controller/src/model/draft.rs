@@ -340,7 +340,11 @@ impl<'a> Draft<'a> {
         let twin = twins.find_map(|entry| self.installed.services.get(&entry.key));
         let id = match twin {
             Some(twin) => twin.id,
-            None => self.fresh_service_id()?,
+            None => {
+                let id = self.fresh_service_id()?;
+                self.services.push(Op::ClearCount { id });
+                id
+            }
         };
         self.service_ids.push((port, id));
         Ok(id)

@@ -240,7 +240,7 @@ impl Installed {
             Op::RemoveLocal { key } => {
                 self.locals.remove(key);
             }
-            Op::PurgeFlows { identity: _ } => {}
+            Op::PurgeFlows { identity: _ } | Op::ClearCount { id: _ } => {}
             Op::Peer { addr, node } => {
                 self.peers.insert(*addr, *node);
             }

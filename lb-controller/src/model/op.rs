@@ -79,6 +79,11 @@ pub enum Op {
         #[doc = "What."]
         value: abi::ServiceEntry,
     },
+    /// Zeroes the counters of a service id, before it is first named again.
+    ClearCount {
+        #[doc = "Whose."]
+        id: u32,
+    },
     /// Removes a service entry.
     RemoveService {
         #[doc = "Which."]

@@ -119,7 +119,7 @@ fn apply(maps: &mut Contents, op: &Op) {
         Op::Peer { addr, node } => drop(maps.peers.insert(*addr, *node)),
         Op::RemovePeer { addr } => drop(maps.peers.remove(addr)),
         Op::Config { value } => maps.config = **value,
-        Op::PurgeFlows { .. } | Op::Grace => {}
+        Op::PurgeFlows { .. } | Op::ClearCount { .. } | Op::Grace => {}
         Op::FreeBackend { id } => drop(maps.backends.remove(id)),
         Op::FreeSet { id } => drop(maps.sets.remove(id)),
         Op::FreeRegion { id } => drop(maps.regions.remove(id)),
@@ -403,9 +403,36 @@ fn first_service_comes_in_order() {
     assert_eq!(
         kinds,
         [
-            "Backend", "Local", "Backend", "Local", "Rows", "Slot", "Slot", "Service", "Service"
+            "Backend",
+            "Local",
+            "Backend",
+            "Local",
+            "Rows",
+            "Slot",
+            "Slot",
+            "ClearCount",
+            "Service",
+            "Service"
         ]
     );
+}
+
+#[test]
+fn whoever_gets_a_service_id_starts_counting_from_zero() {
+    let mut node = Node::new(CAPACITY);
+    let mut life = Life::new(1, &[80]);
+    let named = |op: &Op| match op {
+        Op::Service { value, .. } if value.flags & abi::service_flag::VIP == 0 => Some(value.id),
+        _ => None,
+    };
+    let ops = node.want(&pods(&mut life, 0b1, 0));
+    let at = ops.iter().position(|op| named(op).is_some()).unwrap();
+    let id = named(&ops[at]).unwrap();
+    let clears = |op: &Op| matches!(op, Op::ClearCount { id: cleared } if *cleared == id);
+    assert!(ops[..at].iter().any(clears), "{ops:?}");
+    node.all(&ops);
+    let ops = node.want(&pods(&mut life, 0b11, 10));
+    assert!(!ops.iter().any(clears), "its owner goes on counting");
 }
 
 #[test]
