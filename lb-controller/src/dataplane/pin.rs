@@ -1,8 +1,8 @@
 //! Where maps and links are pinned, so that they outlive the agent.
 //!
 //! ```text
-//! <pin dir>/abi-1/maps/<map>             shared by every version of the program with this layout
-//! <pin dir>/abi-1/links/<kind>-<ifindex> what keeps the programs attached
+//! <pin dir>/abi-2/maps/<map>             shared by every version of the program with this layout
+//! <pin dir>/abi-2/links/<kind>-<ifindex> what keeps the programs attached
 //! ```
 
 use std::fs;

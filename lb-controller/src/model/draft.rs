@@ -338,13 +338,12 @@ impl<'a> Draft<'a> {
             .iter()
             .filter(|entry| port_of(entry.key) == port);
         let twin = twins.find_map(|entry| self.installed.services.get(&entry.key));
-        let id = match twin {
-            Some(twin) => twin.id,
-            None => {
-                let id = self.fresh_service_id()?;
-                self.services.push(Op::ClearCount { id });
-                id
-            }
+        let id = if let Some(twin) = twin {
+            twin.id
+        } else {
+            let id = self.fresh_service_id()?;
+            self.services.push(Op::ClearCount { id });
+            id
         };
         self.service_ids.push((port, id));
         Ok(id)
