@@ -1,5 +1,4 @@
-//! Entry points of the programs: XDP in, TC out. No decisions here; [`kernel`] is the glue to the kernel's packets and
-//! maps.
+//! Entry points of the programs: XDP in, TC out. No decisions here; [`packets`] and [`tables`] are the glue to the kernel.
 
 #![no_std]
 #![no_main]
@@ -10,10 +9,12 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_ebpf::frame::Frame;
 use lb_ebpf::{back, path};
 
-mod kernel;
 mod maps;
+mod packets;
+mod tables;
 
-use kernel::{Maps, Outgoing, XdpFrame};
+use packets::{Outgoing, XdpFrame};
+use tables::Maps;
 
 /// Packets from the wire.
 #[xdp]
@@ -23,7 +24,7 @@ pub fn bowline_xdp(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_DROP;
     }
     match verdict.redirect() {
-        Some(ifindex) => kernel::redirect(ifindex),
+        Some(ifindex) => packets::redirect(ifindex),
         None if verdict == lb_ebpf::verdict::Verdict::TRANSMIT => xdp_action::XDP_TX,
         None => xdp_action::XDP_PASS,
     }
