@@ -1,7 +1,8 @@
 //! Every type, id, limit and reason that the programs and user space share through maps.
 //!
 //! Rules: `repr(C)`, only integers and byte arrays, explicit padding, one compile-time proof per type ([`plain!`]).
-//! One file on purpose: it is the contract, and is read and versioned as a whole. Changing anything here bumps [`ABI_VERSION`]; the test at the end pins sizes and offsets.
+//! One file on purpose: it is the contract, and is read and versioned as a whole. Changing anything here bumps
+//! [`ABI_VERSION`]; the test at the end pins sizes and offsets.
 //! Ids: 0 means "none" for backends and sets; array maps are indexed by them directly.
 
 use crate::wire::{Addr6, Be16, Be32, Ports};

@@ -2,6 +2,7 @@
 //!
 //! Every flow of a family leads to the same slot: tables have one row. Slots 0 to 2 (IPv4) and 3 to 5 (IPv6) are those of
 //! the current table and of two previous ones. TCP port 80 and UDP port 53 of the VIPs are one group of pods, port 8080.
+//! One file, since every case builds on these names and a reader of one wants all of them in view.
 
 use std::net::IpAddr;
 

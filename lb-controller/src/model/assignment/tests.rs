@@ -1,3 +1,6 @@
+//! Slots over the life of a Service: who holds them, who is remembered, when they close. One file: examples and properties
+//! share the story that they tell.
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -1,3 +1,6 @@
+//! Plans carried out on maps in memory, and looked at as a packet would: after every prefix, and when done. One file: all
+//! tests share the node and the life of its pods.
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 
