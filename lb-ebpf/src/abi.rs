@@ -599,7 +599,7 @@ pub struct Config {
     pub hash_key: [u64; HASH_KEY_WORDS],
     /// The encapsulation secret, and the one also accepted (equal when there is only one).
     pub secrets: [[Be32; 2]; 2],
-    /// Relays per second that this node sends, over all processors.
+    /// Relays per second that this node sends; each processor may send a quarter of them.
     pub relays_per_second: u64,
     /// Address of this node, or 0.
     pub node4: Be32,
@@ -613,8 +613,8 @@ pub struct Config {
     pub mss6: u16,
     /// See [`config_flag`].
     pub flags: u16,
-    /// ICMP errors per second that this node sends in the names of VIPs, over all processors (RFC 1812, section 4.3.2.8;
-    /// RFC 4443, section 2.4 (f)).
+    /// ICMP errors per second that this node sends in the names of VIPs, a quarter of them on each processor (RFC 1812,
+    /// section 4.3.2.8; RFC 4443, section 2.4 (f)).
     pub icmp_errors_per_second: u32,
 }
 

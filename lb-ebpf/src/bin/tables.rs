@@ -51,7 +51,8 @@ fn increment(map: &aya_ebpf::maps::PerCpuArray<u64>, index: u32) {
     }
 }
 
-/// Processors that share a limit evenly; the receive queues of one interface rarely use more.
+/// Processors that share a limit evenly; the receive queues of one interface rarely use more, and if they do, each has
+/// the same share.
 const LIMIT_SHARES: u64 = 4;
 /// What a processor may save up, as a fraction of a second: a burst after quiet.
 const BURST_SHIFT: u32 = 2;
