@@ -187,7 +187,9 @@ where
     let TableRef { rows, size, .. } = entry.current;
     let hash = balance::flow_hash::<F, _>(memory, &tuple, &entry.current);
     let row = hash::row(hash, size);
-    let slot = lb_ebpf::tables::Shared::row(&memory, rows + row).unwrap_or_default();
+    // A table without rows names no slot; row 0 of the map is another table's.
+    let named = (size != 0).then(|| lb_ebpf::tables::Shared::row(&memory, rows + row));
+    let slot = named.flatten().unwrap_or_default();
     let mut list = Candidates::default();
     candidates::of::<F, _>(memory, &entry, &tuple, &mut list);
     let chosen =

@@ -137,7 +137,7 @@ impl Core {
             row: way.row,
             slot: way.slot,
             candidates: candidates.collect(),
-            first_packet: outcome(&contents, way.first),
+            first_packet: first_outcome(&contents, way.first),
             mid_flow: outcome(&contents, way.mid_flow),
         })
     }
@@ -204,6 +204,14 @@ fn next_hop(value: &abi::Backend) -> admin::NextHop {
 }
 
 /// What happens to a packet, in a sentence.
+/// What becomes of a packet that opens a flow: unlike others, it is told that nobody serves it.
+fn first_outcome(contents: &Contents, verdict: Result<BackendId, DropReason>) -> String {
+    match verdict {
+        Err(reason @ DropReason::NoBackend) => format!("is refused: {}", reason.label()),
+        other => outcome(contents, other),
+    }
+}
+
 fn outcome(contents: &Contents, verdict: Result<BackendId, DropReason>) -> String {
     match verdict {
         Err(reason) => format!("is dropped: {}", reason.label()),
@@ -227,5 +235,20 @@ fn protocol_number(name: &str) -> Option<u8> {
         "TCP" => Some(lb_ebpf::wire::protocol::TCP),
         "UDP" => Some(lb_ebpf::wire::protocol::UDP),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_first_packet_is_refused() {
+        let contents = Contents::default();
+        let nobody = Err(DropReason::NoBackend);
+        assert_eq!(first_outcome(&contents, nobody), "is refused: no_backend");
+        assert_eq!(outcome(&contents, nobody), "is dropped: no_backend");
+        let fault = Err(DropReason::TableFault);
+        assert_eq!(first_outcome(&contents, fault), "is dropped: table_fault");
     }
 }
