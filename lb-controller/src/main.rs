@@ -2,12 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
-use lb_controller::{agent, manager};
+use lb_controller::{agent, api, manager};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -45,6 +46,12 @@ enum Command {
     },
     /// Loads all programs without attaching them, and prints what the kernel's verifier says.
     Verify,
+    /// Prints the definitions of our objects as YAML, as an API server takes them.
+    Crds {
+        /// Writes a file for each below this directory instead.
+        #[arg(long, value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -83,7 +90,21 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Agent(options) => block_on(|stop| agent::run(options, stop)),
         Command::Detach { pin_dir } => agent::detach(&pin_dir),
         Command::Verify => agent::verify(),
+        Command::Crds { directory } => crds(directory.as_deref()),
     }
+}
+
+fn crds(directory: Option<&Path>) -> anyhow::Result<()> {
+    for (name, text) in api::crds::files()? {
+        match directory {
+            Some(directory) => {
+                let path = directory.join(name);
+                std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+            }
+            None => write!(std::io::stdout(), "---\n{text}")?,
+        }
+    }
+    Ok(())
 }
 
 /// Runs until the future ends; SIGTERM and SIGINT only ask it to.

@@ -1,5 +1,10 @@
 //! Objects of our own, group `bowline.dev/v1alpha1`: as Kubernetes stores them, and as files of a manifest directory.
 //! Types only; rules about them are in [`crate::model`].
 
+pub mod address_pool;
+pub mod crds;
 pub mod file;
+pub mod l2_advertisement;
+pub mod load_balancer_node;
+pub mod selector;
 pub mod service_table;

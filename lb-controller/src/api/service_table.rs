@@ -26,8 +26,10 @@ use serde::{Deserialize, Serialize};
     version = "v1alpha1",
     kind = "ServiceTable",
     namespaced,
+    doc = "What every node needs to know about one Service. Written by the manager only.",
     derive = "PartialEq",
     shortname = "svct",
+    category = "bowline",
     printcolumn = r#"{"name":"Version","type":"integer","jsonPath":".spec.version"}"#,
     printcolumn = r#"{"name":"VIPs","type":"string","jsonPath":".spec.vips"}"#
 )]

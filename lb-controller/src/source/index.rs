@@ -3,10 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::parse::{Kind, Object, ObjectKey};
+use crate::api::address_pool::AddressPool;
+use crate::api::l2_advertisement::L2Advertisement;
+use crate::api::load_balancer_node::LoadBalancerNode;
 
 /// Label of a slice that names its Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -26,6 +29,26 @@ impl std::fmt::Display for Named {
     }
 }
 
+/// What a source tells.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// An object came or changed.
+    Apply(ObjectKey, Object),
+    /// An object went.
+    Delete(ObjectKey),
+    /// An object is there, but can not be understood: its last good form stays. The sentence says why.
+    Refused(ObjectKey, String),
+    /// These are all objects of a kind, as after a list; those refused are there too.
+    Reset {
+        /// The kind.
+        kind: Kind,
+        /// Its objects.
+        objects: BTreeMap<ObjectKey, Object>,
+        /// Those that can not be understood, and why.
+        refused: BTreeMap<ObjectKey, String>,
+    },
+}
+
 /// What changed since it was last taken.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Changed {
@@ -35,14 +58,18 @@ pub struct Changed {
     pub definitions: bool,
     /// UIDs of Pods that came, changed or went.
     pub pods: BTreeSet<String>,
-    /// Some Node changed: any Service may be concerned.
+    /// Some Node came, changed or went: any Service may be concerned.
     pub nodes: bool,
+    /// Some Node came or went.
+    pub node_names: bool,
+    /// Kinds of which some object came, changed or went.
+    pub kinds: BTreeSet<Kind>,
 }
 
 impl Changed {
     /// Nothing did.
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.pods.is_empty() && !self.nodes
+        *self == Self::default()
     }
 }
 
@@ -78,7 +105,8 @@ impl Index {
         self.unlink(&key);
         self.link(&key, &object);
         let marked = key.clone();
-        self.objects.insert(key, object);
+        let is_new = self.objects.insert(key, object).is_none();
+        self.changed.node_names |= is_new && marked.kind == Kind::Node;
         self.mark(&marked);
         true
     }
@@ -91,7 +119,44 @@ impl Index {
         self.mark(key);
         self.unlink(key);
         self.objects.remove(key);
+        self.changed.node_names |= key.kind == Kind::Node;
         true
+    }
+
+    /// Makes these all there is of one kind, as after a new list. Those in `kept` stay as they are.
+    pub fn reset_kind(
+        &mut self,
+        kind: Kind,
+        objects: BTreeMap<ObjectKey, Object>,
+        kept: &BTreeMap<ObjectKey, String>,
+    ) -> bool {
+        let gone: Vec<_> = self
+            .keys(kind)
+            .filter(|key| !objects.contains_key(*key) && !kept.contains_key(*key))
+            .cloned()
+            .collect();
+        let mut changed = false;
+        for key in &gone {
+            changed |= self.delete(key);
+        }
+        for (key, object) in objects {
+            changed |= self.apply(key, object);
+        }
+        changed
+    }
+
+    /// Takes in what a source tells. A refused object stays as it is.
+    pub fn take(&mut self, event: Event) -> bool {
+        match event {
+            Event::Apply(key, object) => self.apply(key, object),
+            Event::Delete(key) => self.delete(&key),
+            Event::Refused(..) => false,
+            Event::Reset {
+                kind,
+                objects,
+                refused,
+            } => self.reset_kind(kind, objects, &refused),
+        }
     }
 
     /// Makes these all there is, as after a new list.
@@ -122,53 +187,87 @@ impl Index {
         self.objects.clone()
     }
 
+    /// Keys of a kind, by name.
+    fn keys(&self, kind: Kind) -> impl Iterator<Item = &ObjectKey> {
+        self.of_kind(kind).map(|(key, _)| key)
+    }
+
+    /// Objects of a kind, by name.
+    fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&ObjectKey, &Object)> {
+        let first = ObjectKey {
+            kind,
+            namespace: String::new(),
+            name: String::new(),
+        };
+        self.objects
+            .range(first..)
+            .take_while(move |(key, _)| key.kind == kind)
+    }
+
     /// All Services, by name.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.objects.values().filter_map(|object| match object {
-            Object::Service(service) => Some(&**service),
-            Object::Node(_) | Object::Pod(_) | Object::EndpointSlice(_) => None,
-        })
+        self.of_kind(Kind::Service)
+            .filter_map(|(_, object)| object.service())
     }
 
     /// All Nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
-        self.objects.values().filter_map(|object| match object {
-            Object::Node(node) => Some(&**node),
-            Object::Service(_) | Object::Pod(_) | Object::EndpointSlice(_) => None,
-        })
+        self.of_kind(Kind::Node)
+            .filter_map(|(_, object)| object.node())
     }
 
     /// All Pods, by name.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
-        self.objects.values().filter_map(|object| match object {
-            Object::Pod(pod) => Some(&**pod),
-            Object::Service(_) | Object::Node(_) | Object::EndpointSlice(_) => None,
-        })
+        self.of_kind(Kind::Pod)
+            .filter_map(|(_, object)| object.pod())
+    }
+
+    /// All pools, by name.
+    pub fn pools(&self) -> impl Iterator<Item = &AddressPool> {
+        self.of_kind(Kind::AddressPool)
+            .filter_map(|(_, object)| object.address_pool())
+    }
+
+    /// All advertisements, by name.
+    pub fn advertisements(&self) -> impl Iterator<Item = &L2Advertisement> {
+        self.of_kind(Kind::L2Advertisement)
+            .filter_map(|(_, object)| object.l2_advertisement())
+    }
+
+    /// What all agents say about their nodes, by name.
+    pub fn balancers(&self) -> impl Iterator<Item = &LoadBalancerNode> {
+        self.of_kind(Kind::LoadBalancerNode)
+            .filter_map(|(_, object)| object.load_balancer_node())
+    }
+
+    /// All Namespaces, by name.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
+        self.of_kind(Kind::Namespace)
+            .filter_map(|(_, object)| object.namespace())
     }
 
     /// A Service.
     pub fn service(&self, named: &Named) -> Option<&Service> {
-        match self.get(Kind::Service, named)? {
-            Object::Service(service) => Some(service),
-            Object::Node(_) | Object::Pod(_) | Object::EndpointSlice(_) => None,
-        }
+        self.get(Kind::Service, named)?.service()
     }
 
     /// A Pod.
     pub fn pod(&self, named: &Named) -> Option<&Pod> {
-        match self.get(Kind::Pod, named)? {
-            Object::Pod(pod) => Some(pod),
-            Object::Node(_) | Object::Service(_) | Object::EndpointSlice(_) => None,
-        }
+        self.get(Kind::Pod, named)?.pod()
     }
 
-    /// Whether there is a Node of this name.
-    pub fn has_node(&self, name: &str) -> bool {
+    /// A Node.
+    pub fn node(&self, name: &str) -> Option<&Node> {
         let named = Named {
             namespace: String::new(),
             name: name.to_owned(),
         };
-        self.get(Kind::Node, &named).is_some()
+        self.get(Kind::Node, &named)?.node()
+    }
+
+    /// Whether there is a Node of this name.
+    pub fn has_node(&self, name: &str) -> bool {
+        self.node(name).is_some()
     }
 
     /// The Pod of a UID.
@@ -188,10 +287,7 @@ impl Index {
                     namespace: namespace.clone(),
                     name: name.clone(),
                 };
-                match self.get(Kind::EndpointSlice, &named)? {
-                    Object::EndpointSlice(slice) => Some(&**slice),
-                    Object::Node(_) | Object::Pod(_) | Object::Service(_) => None,
-                }
+                self.get(Kind::EndpointSlice, &named)?.endpoint_slice()
             })
     }
 
@@ -209,6 +305,7 @@ impl Index {
             namespace: key.namespace.clone(),
             name: key.name.clone(),
         };
+        self.changed.kinds.insert(key.kind);
         match key.kind {
             Kind::Node => self.changed.nodes = true,
             Kind::Service => {
@@ -226,6 +323,12 @@ impl Index {
                 .changed
                 .services
                 .extend(self.objects.get(key).and_then(service_of)),
+            Kind::Namespace
+            | Kind::AddressPool
+            | Kind::L2Advertisement
+            | Kind::LoadBalancerNode
+            | Kind::ServiceTable
+            | Kind::Secret => {}
         }
     }
 

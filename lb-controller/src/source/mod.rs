@@ -1,7 +1,9 @@
-//! Where objects come from: a directory of YAML files that plays the API server ([`directory`]), read into an [`index`].
+//! Where objects come from: an API server ([`kubernetes`]), or a directory of YAML files that plays one ([`directory`]);
+//! both are read into an [`index`].
 //!
 //! ```text
-//! directory (inotify, reading) → files (last good objects by file) → parse → index (all objects) → manager, agent
+//! kubernetes (watches) ───────────────────────────────────────────┐
+//! directory (inotify, reading) → files (last good by file) → parse ┴→ index (all objects) → manager, agent
 //! output (writing by rename) ← manager, agent
 //! ```
 //!
@@ -10,6 +12,7 @@
 pub mod directory;
 pub mod files;
 pub mod index;
+pub mod kubernetes;
 pub mod output;
 pub mod parse;
 mod read;

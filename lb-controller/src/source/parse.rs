@@ -3,11 +3,17 @@
 //! A file whose YAML is broken gives nothing but the place of the fault; one that is sound but holds an object that the
 //! types refuse gives the other objects, and says which one is refused.
 
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+use crate::api::address_pool::AddressPool;
+use crate::api::file::API_VERSION;
+use crate::api::l2_advertisement::L2Advertisement;
+use crate::api::load_balancer_node::LoadBalancerNode;
+use crate::api::service_table::ServiceTable;
 
 /// Namespace of an object that names none, as `kubectl` has it.
 const NAMESPACE_DEFAULT: &str = "default";
@@ -31,6 +37,34 @@ pub enum Kind {
     Service,
     /// `discovery.k8s.io/v1` `EndpointSlice`.
     EndpointSlice,
+    /// `v1` Namespace.
+    Namespace,
+    /// `bowline.dev/v1alpha1` `AddressPool`.
+    AddressPool,
+    /// `bowline.dev/v1alpha1` `L2Advertisement`.
+    L2Advertisement,
+    /// `bowline.dev/v1alpha1` `LoadBalancerNode`; from an API server only.
+    LoadBalancerNode,
+    /// `bowline.dev/v1alpha1` `ServiceTable`; from an API server only.
+    ServiceTable,
+    /// `v1` Secret; from an API server only.
+    Secret,
+}
+
+impl Kind {
+    /// Whether its objects have a namespace.
+    pub fn is_namespaced(self) -> bool {
+        match self {
+            Self::Pod | Self::Service | Self::EndpointSlice | Self::ServiceTable | Self::Secret => {
+                true
+            }
+            Self::Node
+            | Self::Namespace
+            | Self::AddressPool
+            | Self::L2Advertisement
+            | Self::LoadBalancerNode => false,
+        }
+    }
 }
 
 /// Which object.
@@ -38,7 +72,7 @@ pub enum Kind {
 pub struct ObjectKey {
     /// Its kind.
     pub kind: Kind,
-    /// Its namespace; empty for a Node.
+    /// Its namespace; empty for a kind without.
     pub namespace: String,
     /// Its name.
     pub name: String,
@@ -51,16 +85,15 @@ impl std::fmt::Display for ObjectKey {
             namespace,
             name,
         } = self;
-        match kind {
-            Kind::Node => write!(f, "Node {name}"),
-            Kind::Pod | Kind::Service | Kind::EndpointSlice => {
-                write!(f, "{kind:?} {namespace}/{name}")
-            }
+        if kind.is_namespaced() {
+            write!(f, "{kind:?} {namespace}/{name}")
+        } else {
+            write!(f, "{kind:?} {name}")
         }
     }
 }
 
-/// An object that we use. Its namespace is set, or empty for a Node.
+/// An object that we use. Its namespace is set, or empty for a kind without.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Object {
     /// A Node.
@@ -71,6 +104,18 @@ pub enum Object {
     Service(Box<Service>),
     /// An `EndpointSlice`.
     EndpointSlice(Box<EndpointSlice>),
+    /// A Namespace.
+    Namespace(Box<Namespace>),
+    /// An `AddressPool`.
+    AddressPool(Box<AddressPool>),
+    /// An `L2Advertisement`.
+    L2Advertisement(Box<L2Advertisement>),
+    /// A `LoadBalancerNode`.
+    LoadBalancerNode(Box<LoadBalancerNode>),
+    /// A `ServiceTable`.
+    ServiceTable(Box<ServiceTable>),
+    /// A Secret.
+    Secret(Box<Secret>),
 }
 
 /// What is wrong in a file.
@@ -167,16 +212,23 @@ impl Parsed {
             ("v1", "Service") => self.object::<Service>(document, Kind::Service, place),
             ("v1", "Pod") => self.object::<Pod>(document, Kind::Pod, place),
             ("v1", "Node") => self.object::<Node>(document, Kind::Node, place),
+            ("v1", "Namespace") => self.object::<Namespace>(document, Kind::Namespace, place),
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 self.object::<EndpointSlice>(document, Kind::EndpointSlice, place);
+            }
+            (API_VERSION, "AddressPool") => {
+                self.object::<AddressPool>(document, Kind::AddressPool, place);
+            }
+            (API_VERSION, "L2Advertisement") => {
+                self.object::<L2Advertisement>(document, Kind::L2Advertisement, place);
             }
             (_, "") => self.refuse(None, format!("{place} has no kind; write one")),
             (_, list) if list.ends_with("List") => self.list(document, list.trim_end_matches("List"), &version, place),
             (version, kind) => self.faults.push(Fault::Notice {
                 object: format!("{kind} in {place}"),
                 sentence: format!(
-                    "kind {kind} of {version:?} is not used here and ignored; used are v1 Service, Pod and Node, and \
-                     discovery.k8s.io/v1 EndpointSlice"
+                    "kind {kind} of {version:?} is not used here and ignored; used are v1 Service, Pod, Node and \
+                     Namespace, discovery.k8s.io/v1 EndpointSlice, and {API_VERSION} AddressPool and L2Advertisement"
                 ),
             }),
         }
@@ -214,11 +266,10 @@ impl Parsed {
                 .unwrap_or_default()
                 .to_owned()
         };
-        let namespace = match kind {
-            Kind::Node => String::new(),
-            Kind::Pod | Kind::Service | Kind::EndpointSlice => Some(name_of("/metadata/namespace"))
-                .filter(|n| !n.is_empty())
-                .unwrap_or(NAMESPACE_DEFAULT.to_owned()),
+        let namespace = match name_of("/metadata/namespace") {
+            _ if !kind.is_namespaced() => String::new(),
+            named if named.is_empty() => NAMESPACE_DEFAULT.to_owned(),
+            named => named,
         };
         let key = ObjectKey {
             kind,
@@ -312,7 +363,7 @@ trait HasMeta {
 }
 
 macro_rules! object {
-    ($($t:ident),*) => { $(
+    ($($t:ident $get:ident),*) => { $(
         impl HasMeta for $t {
             fn meta(&mut self) -> &mut ObjectMeta {
                 &mut self.metadata
@@ -323,9 +374,27 @@ macro_rules! object {
                 Self::$t(Box::new(value))
             }
         }
+        impl Object {
+            #[doc = concat!("As a ", stringify!($t), ", if it is one.")]
+            pub fn $get(&self) -> Option<&$t> {
+                let Self::$t(object) = self else { return None };
+                Some(object)
+            }
+        }
     )* };
 }
-object!(Node, Pod, Service, EndpointSlice);
+object!(
+    Node node,
+    Pod pod,
+    Service service,
+    EndpointSlice endpoint_slice,
+    Namespace namespace,
+    AddressPool address_pool,
+    L2Advertisement l2_advertisement,
+    LoadBalancerNode load_balancer_node,
+    ServiceTable service_table,
+    Secret secret
+);
 
 #[cfg(test)]
 mod tests {
