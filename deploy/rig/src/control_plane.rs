@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use kube::Client;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::binaries::{Binaries, Program};
-use crate::credentials::{ADMIN, Credentials, User};
+use crate::credentials::{ADMIN, Credentials, User, client};
 use crate::daemon::{Daemon, Keeper};
 
 /// How long a program may take to answer; some three seconds on an idle machine.
@@ -370,12 +369,6 @@ fn server(address: Ipv4Addr) -> String {
 /// The first cluster address: that of the Service `kubernetes`.
 fn service_address() -> IpAddr {
     Ipv4Addr::new(10, 96, 0, 1).into()
-}
-
-async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
-    let read = Kubeconfig::read_from(kubeconfig).context("read a kubeconfig")?;
-    let config = kube::Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
-    Client::try_from(config.context("read a kubeconfig")?).context("make a client")
 }
 
 /// A loopback address that nobody uses, so that all ports are the usual ones and rigs do not meet.

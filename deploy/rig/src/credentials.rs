@@ -8,6 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -98,6 +100,13 @@ impl Credentials {
         here.write("accounts.key", &accounts.serialize_pem())?;
         here.write("accounts.pub", &accounts.public_key_pem())?;
         Ok(here)
+    }
+
+    /// Those in a directory where they were made, or will be.
+    pub(crate) fn open(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+        }
     }
 
     /// Path of a file in here.
@@ -219,6 +228,13 @@ impl Authority {
             issuer: Issuer::new(params, key),
         })
     }
+}
+
+/// A client of the API server that a kubeconfig names.
+pub(crate) async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
+    let read = Kubeconfig::read_from(kubeconfig).context("read a kubeconfig")?;
+    let config = kube::Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
+    Client::try_from(config.context("read a kubeconfig")?).context("make a client")
 }
 
 /// A user's name as the name of a file.

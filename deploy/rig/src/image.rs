@@ -248,7 +248,7 @@ mod tests {
             .unwrap()
             .map(|entry| entry.unwrap().path().unwrap().display().to_string())
             .collect();
-        assert_eq!(names, ["bin/", "bin/sh", "etc/", "etc/passwd", "tmp/"]);
+        assert_eq!(names, ["bin", "bin/sh", "etc", "etc/passwd", "tmp"]);
     }
 
     #[test]

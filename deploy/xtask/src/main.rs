@@ -7,7 +7,9 @@
 #![forbid(unsafe_code)]
 
 mod clean;
+mod cluster;
 mod deny;
+mod image;
 mod lab;
 mod process;
 mod setup;
@@ -47,6 +49,10 @@ enum Task {
         #[arg(long, value_name = "VERSION")]
         kernel: Option<String>,
     },
+    /// Pack what was built as container images, without a container engine
+    Image(image::Args),
+    /// A real Kubernetes on this machine, with nodes made of namespaces, as root
+    Cluster(cluster::Args),
     /// Remove labs that were kept or that crashed
     Clean,
     /// Check licences and known vulnerabilities of all dependencies with cargo-deny, which is installed for it
@@ -62,6 +68,8 @@ fn main() -> ExitCode {
         Task::Verifier {
             kernel: Some(version),
         } => verifier_kernel::run(&version),
+        Task::Image(args) => image::run(&args),
+        Task::Cluster(args) => cluster::run(args),
         Task::Clean => clean::run(),
         Task::Deny => deny::run(),
     };

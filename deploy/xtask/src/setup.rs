@@ -27,6 +27,50 @@ const FOR_TESTS: &[Tool] = &[
     },
 ];
 
+/// What nodes of `cargo xtask cluster` are made of.
+const FOR_CLUSTERS: &[Tool] = &[
+    Tool {
+        program: "containerd",
+        package: "containerd",
+        purpose: "running pods",
+    },
+    Tool {
+        program: "runc",
+        package: "runc",
+        purpose: "running containers",
+    },
+    Tool {
+        program: "/usr/lib/cni/ptp",
+        package: "containernetworking-plugins",
+        purpose: "connecting pods",
+    },
+    Tool {
+        program: "tini",
+        package: "tini",
+        purpose: "the first process of a machine",
+    },
+    Tool {
+        program: "busybox",
+        package: "busybox-static",
+        purpose: "the sandboxes of pods",
+    },
+    Tool {
+        program: "nft",
+        package: "nftables",
+        purpose: "Services inside the cluster",
+    },
+    Tool {
+        program: "iptables",
+        package: "iptables",
+        purpose: "the kubelet's own rules",
+    },
+    Tool {
+        program: "ethtool",
+        package: "ethtool",
+        purpose: "cables between machines",
+    },
+];
+
 /// What `cargo xtask verifier --kernel` uses beside that.
 pub(crate) const FOR_EMULATION: &[Tool] = &[
     Tool {
@@ -59,7 +103,15 @@ pub(crate) fn run() -> ExitCode {
 /// Installs what the tests use; `false` if something is still missing, which has been said.
 pub(crate) fn ensure_for_tests() -> bool {
     // Not short-circuited: all that is missing is named at once.
-    ensure(FOR_TESTS) & ensure_component("rustfmt", "fmt") & ensure_component("clippy", "clippy")
+    ensure(FOR_TESTS)
+        & ensure_for_clusters()
+        & ensure_component("rustfmt", "fmt")
+        & ensure_component("clippy", "clippy")
+}
+
+/// Installs what nodes are made of; `false` if something is still missing, which has been said.
+pub(crate) fn ensure_for_clusters() -> bool {
+    ensure(FOR_CLUSTERS)
 }
 
 /// Installs the packages of those programs that are not here; `false` if some are still missing, which has been said.
