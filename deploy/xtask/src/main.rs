@@ -8,6 +8,7 @@
 
 mod clean;
 mod cluster;
+mod crds;
 mod deny;
 mod image;
 mod lab;
@@ -49,6 +50,8 @@ enum Task {
         #[arg(long, value_name = "VERSION")]
         kernel: Option<String>,
     },
+    /// Write the definitions of our objects, made from the Rust types, below deploy/crds
+    Crds,
     /// Pack what was built as container images, without a container engine
     Image(image::Args),
     /// A real Kubernetes on this machine, with nodes made of namespaces, as root
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Task::Verifier {
             kernel: Some(version),
         } => verifier_kernel::run(&version),
+        Task::Crds => crds::run(),
         Task::Image(args) => image::run(&args),
         Task::Cluster(args) => cluster::run(args),
         Task::Clean => clean::run(),
