@@ -5,10 +5,10 @@
 //! [`ABI_VERSION`]; the test at the end pins sizes and offsets.
 //! Ids: 0 means "none" for backends and sets; array maps are indexed by them directly.
 
-use crate::wire::{Addr6, Be16, Be32, Ports};
+use crate::wire::{Addr6, Be16, Be32, Mac, Ports};
 
 /// Version of everything in this file. Part of the pin path, so that two layouts never share a map.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// A type without padding whose every bit pattern is valid, so that it can be copied from and to bytes.
 ///
@@ -82,6 +82,9 @@ pub const GENEVE_OPTION_CLASS: u16 = 0xff42;
 /// Our option type: 1, critical.
 pub const GENEVE_OPTION_KIND: u8 = 0x81;
 
+/// UDP port of the liveness probe, at the addresses of nodes; see [`crate::probe`].
+pub const PROBE_PORT: u16 = 6082;
+
 /// Default sizes of the maps; the agent may ask for others when it creates them.
 pub mod capacity {
     /// Services of one family (entries are per address, port and protocol).
@@ -111,12 +114,14 @@ pub mod capacity {
     pub const HELD: u32 = 1 << 14;
     /// Fragmented packets under way.
     pub const FRAGMENTS: u32 = 1 << 13;
-    /// Source ranges of all services.
-    pub const SOURCE_RANGES: u32 = 1 << 14;
+    /// Source ranges of all ports of all services. Memory is taken as they come.
+    pub const SOURCE_RANGES: u32 = 1 << 16;
     /// Nodes.
     pub const PEERS: u32 = 1 << 13;
-    /// VIPs announced by this node.
-    pub const ANNOUNCED: u32 = 1 << 14;
+    /// VIPs announced by this node, on each of its interfaces.
+    pub const ANNOUNCED: u32 = 1 << 15;
+    /// Claims of others to VIPs: a few VIPs can be disputed at a time, and the agent reads them every second.
+    pub const CLAIMS: u32 = 1 << 10;
     /// Backend ports of this node's own pods, per family.
     pub const LOCALS: u32 = 1 << 13;
     /// Bytes of the event ring.
@@ -173,12 +178,14 @@ pub mod map {
     pub const LOCALS4: &str = "locals4";
     /// See [`LOCALS4`].
     pub const LOCALS6: &str = "locals6";
-    /// Prefix of [`super::SourceRange`] → 1, LPM trie.
+    /// [`super::SourceRange`] → 1, LPM trie.
     pub const SOURCE_RANGES: &str = "source_ranges";
     /// Address of a node (IPv4 mapped) → number of the node, hash.
     pub const PEERS: &str = "peers";
-    /// VIP (IPv4 mapped) → [`super::Announcement`], hash.
+    /// [`super::AnnouncedKey`] → [`super::Announcement`], hash.
     pub const ANNOUNCED: &str = "announced";
+    /// [`super::Claim`] → monotonic nanoseconds of the last sight, LRU.
+    pub const CLAIMS: &str = "claims";
     /// Interface index → the same, device-map hash for redirects.
     pub const INTERFACES: &str = "interfaces";
     /// 0 → [`super::Config`], array.
@@ -564,22 +571,95 @@ pub struct FragmentPorts<A> {
     pub vip: A,
 }
 
-/// Key of `source_ranges`, after the prefix length that the kernel's trie wants in front.
+/// What `source_ranges` compares from the left.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
-pub struct SourceRange {
-    /// Service id, in network byte order, so that it is a prefix.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord, Debug)]
+pub struct SourceKey {
+    /// [`ServiceEntry::id`], with [`SOURCE_V6`] for IPv6: no range of one family says anything about the other.
     pub service: Be32,
     /// Source; IPv4 mapped.
     pub addr: Addr6,
+}
+
+/// Bit of [`SourceKey::service`]: the source is IPv6. Ids are below it.
+pub const SOURCE_V6: u32 = 1 << 31;
+/// Bits of a whole [`SourceKey`].
+pub const SOURCE_BITS: u32 = 32 + 128;
+
+/// Key of `source_ranges`, as the kernel's prefix tries want it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord, Debug)]
+pub struct SourceRange {
+    /// Bits of `key` that count, from the left; at least 32.
+    pub prefix_len: u32,
+    /// What they are compared with.
+    pub key: SourceKey,
+}
+
+impl SourceKey {
+    /// A source of a Service.
+    #[inline(always)]
+    pub const fn new(service: u32, is_v6: bool, addr: Addr6) -> Self {
+        let family = if is_v6 { SOURCE_V6 } else { 0 };
+        Self {
+            service: Be32::new(service | family),
+            addr,
+        }
+    }
+}
+
+impl SourceRange {
+    /// The id of the Service.
+    pub const fn service(&self) -> u32 {
+        self.key.service.get() & !SOURCE_V6
+    }
+
+    /// Whether a source is in the range.
+    pub fn contains(&self, source: &SourceKey) -> bool {
+        let bits = |key: &SourceKey| {
+            let addr = u128::from_be_bytes(key.addr.to_bytes());
+            (key.service.get(), addr)
+        };
+        let (ours, theirs) = (bits(&self.key), bits(source));
+        let mask = match self.prefix_len.saturating_sub(32) {
+            0 => 0,
+            len => u128::MAX << (128 - len.min(128)),
+        };
+        ours.0 == theirs.0 && (ours.1 ^ theirs.1) & mask == 0
+    }
+}
+
+/// Key of `announced`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord, Debug)]
+pub struct AnnouncedKey {
+    /// The VIP; IPv4 mapped.
+    pub addr: Addr6,
+    /// The interface on which it is announced.
+    pub ifindex: u32,
 }
 
 /// Value of `announced`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub struct Announcement {
-    /// The MAC to answer with.
-    pub mac: [u8; 6],
+    /// The MAC to answer with: that of the interface.
+    pub mac: Mac,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Key of `claims`: somebody has said on the wire that a VIP is at another MAC than this node announces on that interface.
+/// On nodes that do not announce it the announcer's own claims are among them.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub struct Claim {
+    /// The VIP; IPv4 mapped.
+    pub addr: Addr6,
+    /// The interface that it was heard on.
+    pub ifindex: u32,
+    /// The MAC that was claimed.
+    pub mac: Mac,
     /// Zero.
     pub pad: [u8; 2],
 }
@@ -637,6 +717,8 @@ pub struct Stamp {
 
 /// A stamp older than this is not fresh.
 pub const STAMP_FRESH_NS: u64 = 1_000_000_000;
+/// With a stamp older than this nothing is answered for VIPs any more: another node takes over.
+pub const STAMP_ANNOUNCES_NS: u64 = 3_000_000_000;
 /// The second sight of a held-back packet counts from here …
 pub const HOLD_BACK_MIN_NS: u64 = 500_000_000;
 /// … to here.
@@ -708,8 +790,11 @@ plain!(FragmentKey<Be32>, src: Be32, dst: Be32, id: Be32, proto: u8, pad: [u8; 3
 plain!(FragmentKey<Addr6>, src: Addr6, dst: Addr6, id: Be32, proto: u8, pad: [u8; 3]);
 plain!(FragmentPorts<Be32>, ports: Ports, vip: Be32);
 plain!(FragmentPorts<Addr6>, ports: Ports, vip: Addr6);
-plain!(SourceRange, service: Be32, addr: Addr6);
-plain!(Announcement, mac: [u8; 6], pad: [u8; 2]);
+plain!(SourceKey, service: Be32, addr: Addr6);
+plain!(SourceRange, prefix_len: u32, key: SourceKey);
+plain!(AnnouncedKey, addr: Addr6, ifindex: u32);
+plain!(Announcement, mac: Mac, pad: [u8; 2]);
+plain!(Claim, addr: Addr6, ifindex: u32, mac: Mac, pad: [u8; 2]);
 plain!(Config, hash_key: [u64; HASH_KEY_WORDS], secrets: [[Be32; 2]; 2], relays_per_second: u64, node4: Be32, node6: Addr6, geneve_port: Be16, mss4: u16, mss6: u16, flags: u16, icmp_errors_per_second: u32);
 plain!(Stamp, stamped_ns: u64, fresh_since_ns: u64);
 plain!(Count, packets: u64, bytes: u64);
@@ -756,6 +841,8 @@ counted! {
         SourceRange = "source_range",
         /// The Service has no usable backend.
         NoBackend = "no_backend",
+        /// `externalTrafficPolicy: Local`, and no usable backend on this node: the client tries again, and may reach another.
+        NoLocalBackend = "no_local_backend",
         /// No route or neighbour towards the backend's node.
         NoNextHop = "no_next_hop",
         /// Too large with outer headers, and may not be answered since it allows fragmentation.
@@ -782,6 +869,12 @@ counted! {
         EcnInvalid = "ecn_invalid",
         /// Our own encapsulation, but malformed.
         EncapMalformed = "encap_malformed",
+        /// An ARP request or neighbour solicitation for a VIP that this node does not announce there.
+        NotAnnounced = "not_announced",
+        /// The same for one that it announces, but its agent has given no sign of life for too long.
+        AnnouncerStale = "announcer_stale",
+        /// A neighbour solicitation for a VIP that RFC 4861, section 7.1.1, has discarded.
+        NeighbourMalformed = "neighbour_malformed",
         /// The tables contradict each other (a row without a slot, a slot without a backend).
         TableFault = "table_fault",
     }
@@ -820,6 +913,12 @@ counted! {
         NotAPeer = "not_a_peer",
         /// First packets for a pod that is not here, decided afresh.
         DecidedAfresh = "decided_afresh",
+        /// ARP requests and neighbour solicitations answered for VIPs.
+        NeighbourAnswered = "neighbour_answered",
+        /// ARP packets and neighbour advertisements that claim a VIP for another MAC.
+        ClaimSeen = "claim_seen",
+        /// Liveness probes answered.
+        ProbeAnswered = "probe_answered",
     }
 }
 
@@ -830,8 +929,8 @@ mod tests {
 
     /// The layout that pinned maps of this [`ABI_VERSION`] have. A change here means a new version.
     #[test]
-    fn layout_of_abi_version_2() {
-        assert_eq!(ABI_VERSION, 2);
+    fn layout_of_abi_version_3() {
+        assert_eq!(ABI_VERSION, 3);
         let sizes = [
             size_of::<ServiceKey4>(),
             size_of::<ServiceKey6>(),
@@ -855,12 +954,16 @@ mod tests {
             size_of::<FragmentPorts<Be32>>(),
             size_of::<FragmentPorts<Addr6>>(),
             size_of::<Config>(),
+            size_of::<SourceRange>(),
+            size_of::<AnnouncedKey>(),
+            size_of::<Announcement>(),
+            size_of::<Claim>(),
         ];
         assert_eq!(
             sizes,
             [
                 8, 20, 52, 8, 24, 16, 128, 16, 40, 20, 32, 28, 40, 12, 24, 8, 20, 16, 40, 8, 20,
-                144
+                144, 24, 20, 8, 28
             ]
         );
         assert_eq!(offset_of!(Backend, header), 16);

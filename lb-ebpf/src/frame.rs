@@ -15,6 +15,8 @@ pub trait Frame: Sized {
     fn open(handle: Self::Handle) -> Self;
     /// The inverse of [`Frame::open`].
     fn handle(&self) -> Self::Handle;
+    /// The interface that the packet came in on.
+    fn ifindex(&self) -> u32;
     /// Bytes in the frame.
     fn len(&self) -> usize;
     /// Copies a header out. `None`: the frame ends before it does.
@@ -49,6 +51,7 @@ mod host {
     #[derive(Clone, Debug)]
     pub struct Packet {
         memory: RefCell<Memory>,
+        ifindex: u32,
     }
 
     #[derive(Clone, Debug)]
@@ -58,7 +61,7 @@ mod host {
     }
 
     impl Packet {
-        /// From the bytes on the wire.
+        /// From the bytes on the wire, on interface 1: the one that the kernel's test runs have.
         pub fn new(wire: &[u8]) -> Self {
             let mut bytes = std::vec![0; HEADROOM];
             bytes.extend_from_slice(wire);
@@ -67,7 +70,14 @@ mod host {
                     bytes,
                     head: HEADROOM,
                 }),
+                ifindex: 1,
             }
+        }
+
+        /// The same on another interface.
+        #[must_use]
+        pub fn on(self, ifindex: u32) -> Self {
+            Self { ifindex, ..self }
         }
 
         /// The bytes as they are now.
@@ -90,6 +100,10 @@ mod host {
 
         fn handle(&self) -> Self::Handle {
             self.0
+        }
+
+        fn ifindex(&self) -> u32 {
+            self.0.ifindex
         }
 
         fn len(&self) -> usize {

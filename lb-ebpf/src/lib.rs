@@ -12,6 +12,8 @@
 //! | [`family`] | what differs between IPv4 and IPv6, and nothing else |
 //! | [`hash`] | the keyed flow hash |
 //! | [`directory`] | how the record of a service is found |
+//! | [`neighbour`] | who answers for a VIP on the link |
+//! | [`probe`] | the question whether a node and its agent live |
 //! | [`checksum`] | RFC 1624 updates |
 //! | [`tables`] | the traits through which decisions read maps, and the same over plain memory for tests |
 //!
@@ -49,8 +51,10 @@ pub mod family;
 pub mod frame;
 pub mod hash;
 pub mod icmp;
+pub mod neighbour;
 pub mod own;
 pub mod path;
+pub mod probe;
 pub mod refuse;
 pub mod subject;
 pub mod tables;

@@ -4,6 +4,7 @@
 //! VLAN tags off ─▶ IPv4 or IPv6 ─┬─ TCP, UDP: service? ─▶ balance ─▶ encapsulate, or the owner's decision
 //!                                ├─ UDP to the Geneve port: ours? ─▶ take off ─▶ the owner's decision
 //!                                └─ fragments, ICMP, options: for a VIP? ─▶ their own way
+//! questions about VIPs by ARP and neighbour discovery, liveness probes ─▶ answered
 //! everything else passes untouched
 //! ```
 
@@ -13,12 +14,14 @@ use crate::decap;
 use crate::family::{Family, Next, V4, V6};
 use crate::frame::Frame;
 use crate::icmp;
+use crate::neighbour::{arp, discovery};
 use crate::own::{self, Scratch};
+use crate::probe;
 use crate::refuse;
 use crate::subject::{self, Finding, IP_AT};
 use crate::tables::{AllTables, Tables};
 use crate::verdict::Verdict;
-use crate::wire::{Be16, Be32, Mac, Ports, ethertype, protocol, tcp_flag};
+use crate::wire::{Be16, Be32, Ipv6, Mac, Ports, ethertype, protocol, tcp_flag};
 
 /// What becomes of a packet; it is rewritten in place. The caller counts drops.
 ///
@@ -32,6 +35,8 @@ pub fn packet<X: Frame, T: AllTables>(frame: &mut X, tables: T, kind: Be16) -> V
     } else if kind == ethertype::IPV6 {
         let verdict = ip6::<X, T>(frame.handle(), tables);
         rest::<V6, X, T>(frame, tables, verdict)
+    } else if kind == ethertype::ARP {
+        return arp::arrive::<X, T>(frame.handle(), tables);
     } else {
         return Verdict::PASS;
     };
@@ -112,7 +117,14 @@ fn rest<F: Family, X: Frame, T: AllTables + Tables<F>>(
     verdict: Verdict,
 ) -> Verdict {
     if verdict == Verdict::UNCOMMON {
-        uncommon::<F, X, T>(frame.handle(), tables)
+        let verdict = uncommon::<F, X, T>(frame.handle(), tables);
+        if verdict == Verdict::NEIGHBOUR {
+            discovery::arrive::<X, T>(frame.handle(), tables)
+        } else if verdict == Verdict::PROBE {
+            probe::arrive::<F, X, T>(frame.handle(), tables)
+        } else {
+            verdict
+        }
     } else if verdict == Verdict::GENEVE {
         geneve::<F, X, T>(frame.handle(), tables)
     } else {
@@ -140,7 +152,11 @@ fn ip<F: Family, X: Frame, T: AllTables + Tables<F>>(frame: &mut X, tables: T) -
     let Some(service) =
         Tables::<F>::service(&tables, &F::service_key(F::dst(&ip), ports.dst, proto))
     else {
-        return Verdict::PASS;
+        return if probe::may_be(proto, ports) {
+            Verdict::UNCOMMON
+        } else {
+            Verdict::PASS
+        };
     };
     let tuple = crate::abi::Tuple {
         src: F::src(&ip),
@@ -173,17 +189,33 @@ fn geneve<F: Family, X: Frame, T: AllTables>(handle: X::Handle, tables: T) -> Ve
     decap::arrive::<F, X, T>(&mut X::open(handle), tables)
 }
 
-/// Fragments, ICMP, options: for VIPs only, everything else passes untouched.
+/// Fragments, ICMP, options: for VIPs only, everything else passes untouched. What [`rest`] sends on comes out as a verdict
+/// of its own, so that no stack frame stands on this one.
 #[inline(never)]
 fn uncommon<F: Family, X: Frame, T: Tables<F>>(handle: X::Handle, tables: T) -> Verdict {
     let mut frame = X::open(handle);
     let Some(ip) = frame.read::<F::Header>(IP_AT) else {
         return Verdict::PASS;
     };
-    if !F::is_valid(&ip)
-        || tables
-            .service(&subject::vip_key::<F>(F::dst(&ip)))
-            .is_none()
+    if !F::is_valid(&ip) {
+        return Verdict::PASS;
+    }
+    if F::next(&ip) == Next::Whole {
+        if F::IS_V6
+            && F::proto(&ip) == F::ICMP
+            && frame
+                .read::<u8>(IP_AT + F::HEADER_LEN)
+                .is_some_and(discovery::is_about_neighbour)
+        {
+            return Verdict::NEIGHBOUR;
+        }
+        if F::proto(&ip) == protocol::UDP {
+            return Verdict::PROBE;
+        }
+    }
+    if tables
+        .service(&subject::vip_key::<F>(F::dst(&ip)))
+        .is_none()
     {
         return Verdict::PASS;
     }
@@ -289,7 +321,7 @@ fn strip<X: Frame>(frame: &mut X, tags: &mut Tags, depth: u32) -> Result<(), Dro
     Ok(())
 }
 
-/// Whether the packet is for a VIP or for this node.
+/// Whether the packet is for a VIP or for this node, or asks for a VIP.
 #[inline(always)]
 fn concerns_us<X: Frame, T: AllTables>(frame: &X, tables: T, kind: Be16, at: usize) -> bool {
     let config = tables.config();
@@ -305,9 +337,33 @@ fn concerns_us<X: Frame, T: AllTables>(frame: &X, tables: T, kind: Be16, at: usi
         };
         dst == config.node6
             || Tables::<V6>::service(&tables, &subject::vip_key::<V6>(dst)).is_some()
+            || asks_for_vip6(frame, tables, at)
+    } else if kind == ethertype::ARP {
+        let Some(target) = frame.read::<[Be16; 2]>(at + arp::TARGET_AT) else {
+            return false;
+        };
+        let key = subject::vip_key::<V4>(Be32::from_halves(target));
+        Tables::<V4>::service(&tables, &key).is_some()
     } else {
         false
     }
+}
+
+/// Whether the IPv6 packet at `at` is neighbour discovery about a VIP.
+#[inline(always)]
+fn asks_for_vip6<X: Frame, T: AllTables>(frame: &X, tables: T, at: usize) -> bool {
+    let icmp_at = at + V6::HEADER_LEN;
+    let is_about_neighbour = frame
+        .read::<u8>(icmp_at)
+        .is_some_and(discovery::is_about_neighbour);
+    let next = frame.read::<u8>(at + core::mem::offset_of!(Ipv6, next));
+    if !is_about_neighbour || next != Some(V6::ICMP) {
+        return false;
+    }
+    let Some(target) = frame.read(icmp_at + discovery::TARGET_AT) else {
+        return false;
+    };
+    Tables::<V6>::service(&tables, &subject::vip_key::<V6>(target)).is_some()
 }
 
 /// Puts the tags back.

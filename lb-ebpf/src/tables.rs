@@ -8,8 +8,9 @@
 use core::ops::DerefMut;
 
 use crate::abi::{
-    Backend, Config, FirstPod, Flow, FragmentKey, FragmentPorts, HalfOpen, Limited, LocalKey,
-    LocalPod, Pin, ServiceEntry, Set, Slot, Stamp, Stat, Tuple,
+    AnnouncedKey, Announcement, Backend, Claim, Config, FirstPod, Flow, FragmentKey, FragmentPorts,
+    HalfOpen, Limited, LocalKey, LocalPod, Pin, ServiceEntry, Set, Slot, SourceKey, Stamp, Stat,
+    Tuple,
 };
 use crate::family::{Family, V4, V6};
 use crate::own::Scratch;
@@ -36,6 +37,12 @@ pub trait Shared: Copy {
     fn stamp(&self) -> Stamp;
     /// Whether a node may send us encapsulated packets.
     fn is_peer(&self, addr: &Addr6) -> bool;
+    /// Whether a source may speak to a Service with source ranges.
+    fn admits(&self, source: &SourceKey) -> bool;
+    /// What is announced for an address on an interface.
+    fn announced(&self, key: &AnnouncedKey) -> Option<Announcement>;
+    /// Notes that somebody claims a VIP; the oldest claim gives way.
+    fn insert_claim(&self, claim: &Claim, now_ns: u64);
     /// Coarse monotonic time (a few milliseconds), in nanoseconds.
     fn now_ns(&self) -> u64;
     /// Takes one out of this processor's share of a limit. False: nothing is left.

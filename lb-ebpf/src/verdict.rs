@@ -50,6 +50,10 @@ impl Verdict {
     pub(crate) const REFUSE_6: Self = Self(12);
     /// Not final: the owner node does not simply know the flow.
     pub(crate) const STRANGER: Self = Self(10);
+    /// Not final: neighbour discovery.
+    pub(crate) const NEIGHBOUR: Self = Self(13);
+    /// Not final: UDP to the port of the liveness probe.
+    pub(crate) const PROBE: Self = Self(14);
 
     /// Dropped for a reason.
     #[inline(always)]

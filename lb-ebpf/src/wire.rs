@@ -69,6 +69,21 @@ impl Be32 {
     pub const fn to_bytes(self) -> [u8; 4] {
         self.0.to_ne_bytes()
     }
+    /// From the halves of a field that is not aligned.
+    #[inline(always)]
+    pub const fn from_halves([first, second]: [Be16; 2]) -> Self {
+        let (a, b) = (first.0.to_ne_bytes(), second.0.to_ne_bytes());
+        Self(u32::from_ne_bytes([a[0], a[1], b[0], b[1]]))
+    }
+    /// The inverse of [`Be32::from_halves`].
+    #[inline(always)]
+    pub const fn halves(self) -> [Be16; 2] {
+        let b = self.0.to_ne_bytes();
+        [
+            Be16(u16::from_ne_bytes([b[0], b[1]])),
+            Be16(u16::from_ne_bytes([b[2], b[3]])),
+        ]
+    }
 }
 
 /// An IPv6 address in wire order. IPv4 addresses that must live in the same map are mapped (`::ffff:a.b.c.d`).
@@ -106,6 +121,23 @@ impl Addr6 {
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub struct Mac(pub [Be16; 3]);
+
+impl Mac {
+    /// From the bytes in wire order.
+    pub const fn from_bytes(b: [u8; 6]) -> Self {
+        Self([
+            Be16(u16::from_ne_bytes([b[0], b[1]])),
+            Be16(u16::from_ne_bytes([b[2], b[3]])),
+            Be16(u16::from_ne_bytes([b[4], b[5]])),
+        ])
+    }
+    /// The bytes in wire order.
+    pub const fn to_bytes(self) -> [u8; 6] {
+        let [a, b, c] = self.0;
+        let (a, b, c) = (a.0.to_ne_bytes(), b.0.to_ne_bytes(), c.0.to_ne_bytes());
+        [a[0], a[1], b[0], b[1], c[0], c[1]]
+    }
+}
 
 /// Ethernet II (IEEE 802.3).
 #[repr(C)]
@@ -235,6 +267,52 @@ pub struct Icmp {
     pub rest: Be32,
 }
 
+/// ARP for IPv4 over Ethernet (RFC 826). The addresses are not aligned, so they are halves.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Arp {
+    /// Hardware type: 1, Ethernet.
+    pub hardware: Be16,
+    /// Protocol type: the `EtherType` of IPv4.
+    pub protocol: Be16,
+    /// Bytes of a hardware address: 6.
+    pub hardware_len: u8,
+    /// Bytes of a protocol address: 4.
+    pub protocol_len: u8,
+    /// 1: request, 2: reply.
+    pub operation: Be16,
+    /// MAC address of the sender.
+    pub sender_mac: Mac,
+    /// IPv4 address of the sender; 0 in probes (RFC 5227, section 1.1).
+    pub sender: [Be16; 2],
+    /// MAC address of the target; of no meaning in requests.
+    pub target_mac: Mac,
+    /// IPv4 address of the target.
+    pub target: [Be16; 2],
+}
+
+/// Neighbour solicitation and advertisement without options (RFC 4861, sections 4.3 and 4.4).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Neighbour {
+    /// Type, code, checksum; flags in `rest`.
+    pub icmp: Icmp,
+    /// Whom it is about.
+    pub target: Addr6,
+}
+
+/// The option of neighbour discovery that tells a MAC address (RFC 4861, section 4.6.1).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct LinkAddress {
+    /// 1: of the sender, 2: of the target.
+    pub kind: u8,
+    /// Length in units of eight bytes: 1.
+    pub len: u8,
+    /// The address.
+    pub mac: Mac,
+}
+
 /// Geneve, the fixed header (RFC 8926, section 3.4).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -290,6 +368,10 @@ plain!(Ports, src: Be16, dst: Be16);
 plain!(Tcp, ports: Ports, seq: Be32, ack: Be32, offset: u8, flags: u8, window: Be16, checksum: Be16, urgent: Be16);
 plain!(Udp, ports: Ports, len: Be16, checksum: Be16);
 plain!(Icmp, kind: u8, code: u8, checksum: Be16, rest: Be32);
+plain!(Arp, hardware: Be16, protocol: Be16, hardware_len: u8, protocol_len: u8, operation: Be16, sender_mac: Mac,
+    sender: [Be16; 2], target_mac: Mac, target: [Be16; 2]);
+plain!(Neighbour, icmp: Icmp, target: Addr6);
+plain!(LinkAddress, kind: u8, len: u8, mac: Mac);
 plain!(GeneveHead, geneve: Geneve, option: GeneveOption);
 plain!(Geneve, version_len: u8, flags: u8, kind: Be16, vni: Be32);
 plain!(GeneveOption, class: Be16, kind: u8, len: u8, mark: u8, reserved: u8, port: Be16);

@@ -12,6 +12,7 @@ use std::path::Path;
 use lb_ebpf::abi::{self, ROWS_PER_ELEMENT, map};
 use lb_ebpf::wire::{Addr6, Be32};
 
+use super::claims::Claims;
 use super::flows::Flows;
 use super::load::{self, LoadError, Programs, Sizes};
 use super::mapping::Mapping;
@@ -19,7 +20,7 @@ use super::pin::{PinDir, PinError};
 use super::records::{self, Services};
 use super::stamp::StampWriter;
 use super::sys::{GracePeriods, More};
-use super::table::{ArrayTable, HashTable, PerCpuTable};
+use super::table::{ArrayTable, HashTable, PerCpuTable, PrefixTable};
 use super::{ApplyError, Capacity, Contents, Counters, Dataplane};
 use crate::model::op::{BackendId, LocalKey, Op, RegionId, ServiceKey, SetId, SlotIndex};
 
@@ -37,6 +38,8 @@ pub struct BpfDataplane {
     locals4: HashTable<abi::LocalKey<Be32>, abi::LocalPod>,
     locals6: HashTable<abi::LocalKey<Addr6>, abi::LocalPod>,
     peers: HashTable<Addr6, u32>,
+    source_ranges: PrefixTable<abi::SourceRange, u32>,
+    announced: HashTable<abi::AnnouncedKey, abi::Announcement>,
     config: ArrayTable<abi::Config>,
     services_count: PerCpuTable<abi::Count>,
     backends_count: PerCpuTable<abi::Count>,
@@ -102,6 +105,8 @@ impl BpfDataplane {
             locals4: HashTable::open(&pins, map::LOCALS4)?,
             locals6: HashTable::open(&pins, map::LOCALS6)?,
             peers: HashTable::open(&pins, map::PEERS)?,
+            source_ranges: PrefixTable::open(&pins, map::SOURCE_RANGES)?,
+            announced: HashTable::open(&pins, map::ANNOUNCED)?,
             config: ArrayTable::open(&pins, map::CONFIG)?,
             service_ids: services_count.len(),
             services_count,
@@ -132,6 +137,11 @@ impl BpfDataplane {
     /// A second handle on the flows, for another task.
     pub fn open_flows(&self) -> Result<Flows, PinError> {
         Flows::open(&self.pins)
+    }
+
+    /// A handle on the claims of others to VIPs.
+    pub fn open_claims(&self) -> Result<Claims, PinError> {
+        Claims::open(&self.pins)
     }
 
     /// A handle on the agent's sign of life.
@@ -169,6 +179,15 @@ impl BpfDataplane {
             .collect();
         rows.truncate(region.size as usize);
         rows
+    }
+
+    fn read_announced(&self) -> Result<BTreeMap<abi::AnnouncedKey, abi::Announcement>, ApplyError> {
+        let mut announced = BTreeMap::new();
+        self.announced.scan(|key, value| {
+            announced.insert(*key, *value);
+            More::Yes
+        })?;
+        Ok(announced)
     }
 
     fn free_backend(&self, id: BackendId) -> Result<(), ApplyError> {
@@ -310,6 +329,8 @@ impl Dataplane for BpfDataplane {
             services,
             locals,
             peers,
+            source_ranges: self.source_ranges.keys()?.into_iter().collect(),
+            announced: self.read_announced()?,
             config: self.config.get(0)?,
         })
     }
@@ -361,6 +382,10 @@ impl Dataplane for BpfDataplane {
                 .map(|_removed| ()),
             Op::Peer { addr, node } => self.peers.put(addr, node),
             Op::RemovePeer { addr } => self.peers.remove(addr),
+            Op::SourceRange { range } => self.source_ranges.put(range, &1),
+            Op::RemoveSourceRange { range } => self.source_ranges.remove(range),
+            Op::Announce { key, value } => self.announced.put(key, value),
+            Op::RemoveAnnounce { key } => self.announced.remove(key),
             Op::Config { value } => self.config.put(0, value),
             Op::Grace => {
                 records::wait(&self.graces)?;

@@ -176,6 +176,18 @@ impl Dataplane for FakeDataplane {
             Op::RemovePeer { addr } => {
                 self.contents.peers.remove(addr);
             }
+            Op::SourceRange { range } => {
+                self.contents.source_ranges.insert(*range);
+            }
+            Op::RemoveSourceRange { range } => {
+                self.contents.source_ranges.remove(range);
+            }
+            Op::Announce { key, value } => {
+                self.contents.announced.insert(*key, *value);
+            }
+            Op::RemoveAnnounce { key } => {
+                self.contents.announced.remove(key);
+            }
             Op::Config { value } => self.contents.config = **value,
             Op::Grace => self.graces += 1,
             Op::FreeBackend { id } => {

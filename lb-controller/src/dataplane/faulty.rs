@@ -122,6 +122,8 @@ fn map_of(op: &Op) -> &'static str {
         Op::Local { .. } | Op::RemoveLocal { .. } => map::LOCALS4,
         Op::PurgeFlows { .. } => map::FLOWS4,
         Op::Peer { .. } | Op::RemovePeer { .. } => map::PEERS,
+        Op::SourceRange { .. } | Op::RemoveSourceRange { .. } => map::SOURCE_RANGES,
+        Op::Announce { .. } | Op::RemoveAnnounce { .. } => map::ANNOUNCED,
         Op::Config { .. } => map::CONFIG,
         Op::Grace => "grace",
     }

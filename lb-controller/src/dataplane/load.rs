@@ -345,6 +345,7 @@ const MAPS: &[&str] = &[
     map::SOURCE_RANGES,
     map::PEERS,
     map::ANNOUNCED,
+    map::CLAIMS,
     map::INTERFACES,
     map::CONFIG,
     map::STAMP,

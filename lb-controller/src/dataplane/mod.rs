@@ -3,6 +3,7 @@
 
 pub mod attach;
 pub mod bpf;
+pub mod claims;
 mod egress;
 pub mod fake;
 pub mod faulty;
@@ -35,7 +36,7 @@ mod tests;
 mod tests_attach;
 mod xdp;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lb_ebpf::abi;
 use lb_ebpf::wire::Addr6;
@@ -59,6 +60,10 @@ pub struct Contents {
     pub locals: HashMap<LocalKey, abi::LocalPod>,
     /// Nodes.
     pub peers: HashMap<Addr6, u32>,
+    /// Who may speak to services with source ranges.
+    pub source_ranges: BTreeSet<abi::SourceRange>,
+    /// VIPs that this node answers for, by interface.
+    pub announced: BTreeMap<abi::AnnouncedKey, abi::Announcement>,
     /// The node's configuration.
     pub config: abi::Config,
 }

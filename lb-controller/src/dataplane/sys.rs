@@ -25,6 +25,7 @@ mod cmd {
     pub(super) const MAP_LOOKUP_ELEM: u32 = 1;
     pub(super) const MAP_UPDATE_ELEM: u32 = 2;
     pub(super) const MAP_DELETE_ELEM: u32 = 3;
+    pub(super) const MAP_GET_NEXT_KEY: u32 = 4;
     pub(super) const OBJ_PIN: u32 = 6;
     pub(super) const OBJ_GET: u32 = 7;
     pub(super) const PROG_GET_FD_BY_ID: u32 = 13;
@@ -173,6 +174,24 @@ pub(super) fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
         },
     )?;
     Ok(())
+}
+
+/// The key after `key` in the map's own order; the first one after none. `ENOENT`: there is no other.
+pub(super) fn next_key<K: Plain>(map: BorrowedFd<'_>, key: Option<&K>) -> io::Result<K> {
+    let mut next = MaybeUninit::<K>::zeroed();
+    bpf(
+        cmd::MAP_GET_NEXT_KEY,
+        &mut ElementAttr {
+            map_fd: number(map),
+            pad: 0,
+            key: key.map_or(0, address),
+            value: next.as_mut_ptr() as u64,
+            flags: 0,
+        },
+    )?;
+    // SAFETY: zeroed and then filled by the kernel; every bit pattern of a `Plain` type is valid. The map's key size is
+    // that of `K`: `super::table` compares them when it opens the map.
+    Ok(unsafe { next.assume_init() })
 }
 
 #[repr(C)]

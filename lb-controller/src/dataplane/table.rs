@@ -153,6 +153,55 @@ impl<K: Plain + Default, V: Plain + Default> HashTable<K, V> {
     }
 }
 
+/// A trie of prefixes; the key begins with its length in bits.
+pub(super) struct PrefixTable<K, V> {
+    map: Opened,
+    types: PhantomData<fn(K) -> V>,
+}
+
+impl<K: Plain + Default, V: Plain> PrefixTable<K, V> {
+    pub(super) fn open(pins: &PinDir, name: &'static str) -> Result<Self, PinError> {
+        Ok(Self {
+            map: Opened::new::<K, V>(pins, name)?,
+            types: PhantomData,
+        })
+    }
+
+    pub(super) fn put(&self, key: &K, value: &V) -> Result<(), ApplyError> {
+        let written = sys::update(self.map.fd.as_fd(), key, value, sys::ANY);
+        written.map_err(|source| match source.raw_os_error() {
+            // What tries say instead of `E2BIG` (`trie_update_elem` in `kernel/bpf/lpm_trie.c`).
+            Some(libc::ENOSPC) => ApplyError::Full {
+                map: self.map.name,
+                limit: self.map.entries,
+            },
+            _ => self.map.failed("update")(source),
+        })
+    }
+
+    /// Removing what is not there is no error: operations may be repeated.
+    pub(super) fn remove(&self, key: &K) -> Result<(), ApplyError> {
+        match sys::delete(self.map.fd.as_fd(), key) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other.map_err(self.map.failed("delete")),
+        }
+    }
+
+    /// All keys. Bounded by the size of the map, whatever is written meanwhile.
+    pub(super) fn keys(&self) -> Result<Vec<K>, ApplyError> {
+        let mut keys: Vec<K> = Vec::new();
+        for _ in 0..self.map.entries {
+            match found(sys::next_key(self.map.fd.as_fd(), keys.last()))
+                .map_err(self.map.failed("read"))?
+            {
+                Some(key) => keys.push(key),
+                None => break,
+            }
+        }
+        Ok(keys)
+    }
+}
+
 fn found<V>(answer: io::Result<V>) -> io::Result<Option<V>> {
     match answer {
         Ok(value) => Ok(Some(value)),

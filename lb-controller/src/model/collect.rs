@@ -1,15 +1,16 @@
 //! Everything about the maps that is not one Service's change: freeing what nothing names, pods of this node, next hops,
 //! peers, configuration.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 
 use lb_ebpf::abi::{self, SLOT_DEVIATES};
-use lb_ebpf::wire::{Addr6, Be32};
+use lb_ebpf::wire::{Addr6, Be32, Mac};
 
 use super::backends;
 use super::installed::Installed;
 use super::op::{BackendId, LocalKey, Op, RegionId, SetId, SlotIndex};
-use super::plan::Service;
+use super::plan::{Service, address_of, mapped};
 use super::secret::identity;
 
 impl Installed {
@@ -141,6 +142,41 @@ impl Installed {
             ops.extend(gone.map(|addr| Op::RemovePeer { addr: *addr }));
         }
         ops
+    }
+
+    /// Brings what this node answers for in line with `wanted`: VIP, interface, and the MAC of that interface. What is not
+    /// wanted any more goes first. VIPs whose entries are not written are wanted in vain: the caller leaves them out.
+    pub fn plan_announced(&self, wanted: &BTreeSet<(IpAddr, u32, [u8; 6])>) -> Vec<Op> {
+        let wanted: BTreeMap<_, _> = wanted
+            .iter()
+            .map(|(vip, ifindex, mac)| {
+                let key = abi::AnnouncedKey {
+                    addr: mapped(*vip),
+                    ifindex: *ifindex,
+                };
+                let mac = Mac::from_bytes(*mac);
+                (key, abi::Announcement { mac, pad: [0; 2] })
+            })
+            .collect();
+        let gone = self.announced.keys().copied();
+        let gone = gone
+            .filter(|key| !wanted.contains_key(key))
+            .map(|key| Op::RemoveAnnounce { key });
+        let new = wanted
+            .iter()
+            .filter(|(key, value)| self.announced.get(key) != Some(value))
+            .map(|(key, value)| Op::Announce {
+                key: *key,
+                value: *value,
+            });
+        gone.chain(new).collect()
+    }
+
+    /// VIPs that this node answers for, by interface.
+    pub fn announced(&self) -> impl Iterator<Item = (IpAddr, u32)> {
+        self.announced
+            .keys()
+            .map(|key| (address_of(key.addr), key.ifindex))
     }
 
     /// Writes the configuration if it differs.

@@ -120,6 +120,7 @@ pub fn memory(contents: &Contents) -> Memory {
         }
         memory.slots[index] = *slot;
     }
+    memory.source_ranges = contents.source_ranges.iter().copied().collect();
     memory.sets = contents.sets.iter().map(|(id, set)| (id.0, *set)).collect();
     memory.backends = contents
         .backends

@@ -9,7 +9,7 @@
 //! ```
 //! After a failure stop there and plan that Service again later: the plan starts from what was recorded.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use lb_ebpf::abi::{self, OLDER_MAX, ROWS_PER_ELEMENT, SLOT_DEVIATES};
@@ -67,6 +67,8 @@ pub struct Installed {
     pub(super) keys: HashMap<Arc<str>, Vec<ServiceKey>>,
     pub(super) locals: HashMap<LocalKey, abi::LocalPod>,
     pub(super) peers: HashMap<Addr6, u32>,
+    pub(super) source_ranges: BTreeSet<abi::SourceRange>,
+    pub(super) announced: BTreeMap<abi::AnnouncedKey, abi::Announcement>,
     pub(super) config: abi::Config,
     /// Number of the last plan.
     pub(super) plan: u32,
@@ -100,6 +102,8 @@ impl Installed {
             services,
             locals,
             peers,
+            source_ranges,
+            announced,
             config,
         } = contents;
         let mut installed = Self::empty(capacity, view);
@@ -124,6 +128,8 @@ impl Installed {
         }
         installed.locals.clone_from(locals);
         installed.peers.clone_from(peers);
+        installed.source_ranges.clone_from(source_ranges);
+        installed.announced.clone_from(announced);
         installed.config = *config;
         installed
     }
@@ -151,6 +157,8 @@ impl Installed {
             keys: HashMap::new(),
             locals: HashMap::new(),
             peers: HashMap::new(),
+            source_ranges: BTreeSet::new(),
+            announced: BTreeMap::new(),
             config: abi::Config::default(),
             plan: 0,
             capacity,
@@ -204,6 +212,8 @@ impl Installed {
             services: self.services.clone(),
             locals: self.locals.clone(),
             peers: self.peers.clone(),
+            source_ranges: self.source_ranges.clone(),
+            announced: self.announced.clone(),
             config: self.config,
         }
     }
@@ -246,6 +256,18 @@ impl Installed {
             }
             Op::RemovePeer { addr } => {
                 self.peers.remove(addr);
+            }
+            Op::SourceRange { range } => {
+                self.source_ranges.insert(*range);
+            }
+            Op::RemoveSourceRange { range } => {
+                self.source_ranges.remove(range);
+            }
+            Op::Announce { key, value } => {
+                self.announced.insert(*key, *value);
+            }
+            Op::RemoveAnnounce { key } => {
+                self.announced.remove(key);
             }
             Op::Config { value } => self.config = **value,
             Op::Grace => {

@@ -118,6 +118,28 @@ pub enum Op {
         #[doc = "Which."]
         addr: Addr6,
     },
+    /// Lets a range of sources speak to a service id. Written before an entry with that id says that it has ranges.
+    SourceRange {
+        #[doc = "Which."]
+        range: abi::SourceRange,
+    },
+    /// Ends that. The last range of an id goes only after no entry with that id says so.
+    RemoveSourceRange {
+        #[doc = "Which."]
+        range: abi::SourceRange,
+    },
+    /// Answers for a VIP on an interface from now on.
+    Announce {
+        #[doc = "Where."]
+        key: abi::AnnouncedKey,
+        #[doc = "What."]
+        value: abi::Announcement,
+    },
+    /// Does no longer.
+    RemoveAnnounce {
+        #[doc = "Where."]
+        key: abi::AnnouncedKey,
+    },
     /// Writes the node's configuration.
     Config {
         #[doc = "What."]

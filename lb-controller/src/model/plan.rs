@@ -72,6 +72,19 @@ impl Table {
     }
 }
 
+/// An address as it stands in maps that both families share.
+pub fn mapped(address: IpAddr) -> Addr6 {
+    match address {
+        IpAddr::V4(a) => Addr6::mapped(Be32::from_bytes(a.octets())),
+        IpAddr::V6(a) => Addr6::from_bytes(a.octets()),
+    }
+}
+
+/// The inverse of [`mapped`].
+pub fn address_of(mapped: Addr6) -> IpAddr {
+    IpAddr::from(mapped.to_bytes()).to_canonical()
+}
+
 /// The key of a VIP and port.
 pub fn service_key(vip: IpAddr, port: u16, protocol: u8) -> ServiceKey {
     let port = Be16::new(port);

@@ -1,7 +1,7 @@
 //! The programs in the kernel, with the tables of a scene: written by the agent's map code below a BPF filesystem of the
 //! test's own. What the packet path itself writes is put and read through the pinned maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{HashMap, MapData, PerCpuArray, PerCpuValues};
@@ -13,7 +13,8 @@ use lb_controller::dataplane::pin::{mount_bpffs, unmount_bpffs};
 use lb_controller::dataplane::{Capacity, Dataplane};
 use lb_controller::model::op::{BackendId, LocalKey, Op, RegionId, ServiceKey, SetId, SlotIndex};
 use lb_ebpf::abi::{
-    ABI_VERSION, Bucket, DropReason, Flow, HalfOpen, Limited, Region, Stamp, Stat, TICK_SHIFT, map,
+    ABI_VERSION, AnnouncedKey, Announcement, Bucket, DropReason, Flow, HalfOpen, Limited, Region,
+    SourceRange, Stamp, Stat, TICK_SHIFT, map,
 };
 use lb_ebpf::tables::memory::Memory;
 use nix::time::{ClockId, clock_gettime};
@@ -153,6 +154,7 @@ impl Kernel {
         ops.extend(old.locals.into_keys().map(|key| Op::RemoveLocal { key }));
         ops.extend(old.peers.into_keys().map(|addr| Op::RemovePeer { addr }));
         ops.push(Op::Grace);
+        ops.extend(bystanders(old.source_ranges, old.announced, tables));
         ops.extend(old.backends.into_keys().map(|id| Op::FreeBackend { id }));
         ops.extend(tables.backends.iter().map(|(id, value)| Op::Backend {
             id: BackendId(*id),
@@ -238,7 +240,13 @@ impl Kernel {
     }
 
     fn write_state(&self, state: &State, shift: u64) {
-        let State { v4, v6, counts: _ } = state;
+        let State {
+            v4,
+            v6,
+            claims,
+            counts: _,
+        } = state;
+        self.fill(map::CLAIMS, claims, |at| *at = shifted(*at, shift));
         let flow = |flow: &mut Flow<_>| flow.seen = shifted_tick(flow.seen, shift);
         let half_open = |entry: &mut HalfOpen<_>| entry.seen = shifted_tick(entry.seen, shift);
         self.fill(map::FLOWS4, &v4.flows, flow);
@@ -298,6 +306,7 @@ impl Kernel {
                 held: self.entries(map::HELD6),
                 fragments: self.entries(map::FRAGMENTS6),
             },
+            claims: self.entries(map::CLAIMS),
             counts: self.counts(),
         }
     }
@@ -321,6 +330,28 @@ impl Kernel {
         }
         counts
     }
+}
+
+/// What is not looked up for every packet: source ranges and announcements, the old ones and those of a scene.
+fn bystanders(
+    ranges: BTreeSet<SourceRange>,
+    announced: BTreeMap<AnnouncedKey, Announcement>,
+    tables: &Memory,
+) -> Vec<Op> {
+    let mut ops: Vec<Op> = Vec::new();
+    ops.extend(
+        ranges
+            .into_iter()
+            .map(|range| Op::RemoveSourceRange { range }),
+    );
+    ops.extend(announced.into_keys().map(|key| Op::RemoveAnnounce { key }));
+    let ranges = tables.source_ranges.iter().copied();
+    ops.extend(ranges.map(|range| Op::SourceRange { range }));
+    ops.extend(tables.announced.iter().map(|(key, value)| Op::Announce {
+        key: *key,
+        value: *value,
+    }));
+    ops
 }
 
 /// The programs once more, over the maps that are pinned: the agent's own handle gives no way to run them.

@@ -10,9 +10,10 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use lb_ebpf::abi::{
-    Announcement, Backend, Bucket, Config, Count, DropReason, FirstPod, Flow, FragmentKey,
-    FragmentPorts, HalfOpen, Limited, LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT, Region,
-    ServiceKey4, ServiceKey6, ServiceRecord, Set, Slot, SourceRange, Stamp, Stat, Tuple, capacity,
+    AnnouncedKey, Announcement, Backend, Bucket, Claim, Config, Count, DropReason, FirstPod, Flow,
+    FragmentKey, FragmentPorts, HalfOpen, Limited, LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT,
+    Region, ServiceKey4, ServiceKey6, ServiceRecord, Set, Slot, SourceKey, Stamp, Stat, Tuple,
+    capacity,
 };
 use lb_ebpf::own::Scratch;
 use lb_ebpf::wire::{Addr6, Be32};
@@ -88,13 +89,16 @@ pub(crate) static LOCALS4: HashMap<LocalKey<Be32>, LocalPod> =
 pub(crate) static LOCALS6: HashMap<LocalKey<Addr6>, LocalPod> =
     HashMap::with_max_entries(capacity::LOCALS, 0);
 #[map(name = "source_ranges")]
-pub(crate) static SOURCE_RANGES: LpmTrie<SourceRange, u32> =
+pub(crate) static SOURCE_RANGES: LpmTrie<SourceKey, u32> =
     LpmTrie::with_max_entries(capacity::SOURCE_RANGES, 0);
 #[map(name = "peers")]
 pub(crate) static PEERS: HashMap<Addr6, u32> = HashMap::with_max_entries(capacity::PEERS, 0);
 #[map(name = "announced")]
-pub(crate) static ANNOUNCED: HashMap<Addr6, Announcement> =
+pub(crate) static ANNOUNCED: HashMap<AnnouncedKey, Announcement> =
     HashMap::with_max_entries(capacity::ANNOUNCED, 0);
+#[map(name = "claims")]
+pub(crate) static CLAIMS: LruHashMap<Claim, u64> =
+    LruHashMap::with_max_entries(capacity::CLAIMS, 0);
 #[map(name = "interfaces")]
 pub(crate) static INTERFACES: DevMapHash = DevMapHash::with_max_entries(capacity::INTERFACES, 0);
 #[map(name = "config")]

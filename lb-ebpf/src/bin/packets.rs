@@ -62,6 +62,12 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: a valid context. Volatile as in `open`.
+        unsafe { (&raw const (*self.ctx).ingress_ifindex).read_volatile() }
+    }
+
+    #[inline(always)]
     fn len(&self) -> usize {
         self.end - self.start
     }

@@ -2,9 +2,11 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use aya_ebpf::maps::lpm_trie::Key as Prefix;
 use lb_ebpf::abi::{
-    Backend, Config, FirstPod, Flow, FragmentKey, FragmentPorts, HalfOpen, Limited, LocalKey,
-    LocalPod, Pin, ROWS_PER_ELEMENT, ServiceEntry, Set, Slot, Stamp, Stat, Tuple,
+    AnnouncedKey, Announcement, Backend, Claim, Config, FirstPod, Flow, FragmentKey, FragmentPorts,
+    HalfOpen, Limited, LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT, SOURCE_BITS, ServiceEntry, Set,
+    Slot, SourceKey, SourceRange, Stamp, Stat, Tuple,
 };
 use lb_ebpf::directory::{self, Key as _};
 use lb_ebpf::family::{Family, V4, V6};
@@ -117,6 +119,29 @@ impl Shared for Maps {
     #[inline(always)]
     fn is_peer(&self, addr: &Addr6) -> bool {
         maps::PEERS.get_ptr(addr).is_some()
+    }
+
+    #[inline(always)]
+    fn admits(&self, source: &SourceKey) -> bool {
+        let whole = SourceRange {
+            prefix_len: SOURCE_BITS,
+            key: *source,
+        };
+        // SAFETY: the same fields in the same places; ours is aligned, so that it is written by words.
+        let whole = unsafe { &*(&raw const whole).cast::<Prefix<SourceKey>>() };
+        maps::SOURCE_RANGES.get(whole).is_some()
+    }
+
+    #[inline(always)]
+    fn announced(&self, key: &AnnouncedKey) -> Option<Announcement> {
+        // SAFETY: copied at once.
+        unsafe { maps::ANNOUNCED.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn insert_claim(&self, claim: &Claim, now_ns: u64) {
+        // An LRU map makes room by itself; what still fails is a lost race for a free place.
+        let _ = maps::CLAIMS.insert(claim, &now_ns, u64::from(BPF_ANY));
     }
 
     #[inline(always)]

@@ -9,9 +9,9 @@ use std::vec::Vec;
 
 use super::{Shared, Tables};
 use crate::abi::{
-    Backend, Config, Count, DropReason, FirstPod, Flow, FragmentKey, FragmentPorts, HalfOpen,
-    Limited, LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT, ServiceEntry, ServiceKey4, ServiceKey6,
-    Set, Slot, Stamp, Stat, Tuple,
+    AnnouncedKey, Announcement, Backend, Claim, Config, Count, DropReason, FirstPod, Flow,
+    FragmentKey, FragmentPorts, HalfOpen, Limited, LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT,
+    ServiceEntry, ServiceKey4, ServiceKey6, Set, Slot, SourceKey, SourceRange, Stamp, Stat, Tuple,
 };
 use crate::family::{Family, V4, V6};
 use crate::own::Scratch;
@@ -72,6 +72,12 @@ pub struct Memory {
     pub stamp: Stamp,
     /// Nodes.
     pub peers: std::collections::HashSet<Addr6>,
+    /// Who may speak to Services with source ranges.
+    pub source_ranges: Vec<SourceRange>,
+    /// VIPs that this node answers for.
+    pub announced: HashMap<AnnouncedKey, Announcement>,
+    /// Claims of others to VIPs, and when they were heard last.
+    pub claims: RefCell<HashMap<Claim, u64>>,
     /// What the clock says, in nanoseconds.
     pub now_ns: Cell<u64>,
     /// What is left of each limit.
@@ -149,6 +155,17 @@ impl<'a> Shared for &'a Memory {
     }
     fn is_peer(&self, addr: &Addr6) -> bool {
         self.peers.contains(addr)
+    }
+    fn admits(&self, source: &SourceKey) -> bool {
+        self.source_ranges
+            .iter()
+            .any(|range| range.contains(source))
+    }
+    fn announced(&self, key: &AnnouncedKey) -> Option<Announcement> {
+        self.announced.get(key).copied()
+    }
+    fn insert_claim(&self, claim: &Claim, now_ns: u64) {
+        self.claims.borrow_mut().insert(*claim, now_ns);
     }
     fn now_ns(&self) -> u64 {
         self.now_ns.get()

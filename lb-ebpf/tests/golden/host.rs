@@ -32,6 +32,7 @@ pub(crate) fn state(tables: &Memory) -> State {
     State {
         v4: written(&tables.v4),
         v6: written(&tables.v6),
+        claims: tables.claims.borrow().clone(),
         counts,
     }
 }

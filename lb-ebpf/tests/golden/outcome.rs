@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::hash::Hash;
 use std::net::IpAddr;
 
-use lb_ebpf::abi::{FirstPod, Flow, FragmentKey, FragmentPorts, HalfOpen, Tuple};
+use lb_ebpf::abi::{Claim, FirstPod, Flow, FragmentKey, FragmentPorts, HalfOpen, Tuple};
 use lb_ebpf::wire::{Addr6, Be32};
 
 use super::packet;
@@ -38,6 +38,7 @@ pub(crate) struct Written<A> {
 pub(crate) struct State {
     pub(crate) v4: Written<Be32>,
     pub(crate) v6: Written<Addr6>,
+    pub(crate) claims: HashMap<Claim, u64>,
     /// Counters by name, those that are zero left out.
     pub(crate) counts: BTreeMap<String, u64>,
 }
@@ -93,6 +94,16 @@ impl State {
     fn lines(&self, now_ns: u64) -> BTreeSet<String> {
         let mut lines = self.v4.lines(now_ns);
         lines.extend(self.v6.lines(now_ns));
+        lines.extend(self.claims.iter().map(|(claim, seen_ns)| {
+            let when = if *seen_ns >= now_ns { "now" } else { "before" };
+            let mac = claim.mac.to_bytes().map(|byte| format!("{byte:02x}"));
+            let vip = IpAddr::from(claim.addr.to_bytes()).to_canonical();
+            format!(
+                "claim {vip} on {}: {}, {when}",
+                claim.ifindex,
+                mac.join(":")
+            )
+        }));
         lines
     }
 }

@@ -2,48 +2,31 @@
 
 use std::time::Instant;
 
-use super::{Core, Origin, view};
+use super::{Core, view};
 use crate::admin::Problem;
-use crate::api::load_balancer_node::LoadBalancerNodeSpec;
 use crate::model::template::NodeAddresses;
-use crate::source::index::Named;
 
 impl Core {
     /// Writes the node's file if it has changed.
     pub(super) fn write_node_file(&mut self, now: Instant) {
-        let Origin::Directory { outputs, .. } = &self.settings.origin else {
-            return;
-        };
-        let directory = outputs.nodes();
         let file = view::node_file(self);
         if self.node_file.as_ref() != Some(&file)
             && let Ok(text) = serde_saphyr::to_string(&file)
         {
-            let path = directory.join(format!("{}.yaml", self.settings.node));
+            let path = self
+                .settings
+                .outputs
+                .nodes()
+                .join(format!("{}.yaml", self.settings.node));
             self.writer.write(path, text, now);
             self.node_file = Some(file);
         }
         self.writer.flush(now);
     }
 
-    /// The node's object as it should be; none before the node has an address.
-    pub fn node_object(&self) -> Option<LoadBalancerNodeSpec> {
-        (self.own != NodeAddresses::default()).then(|| view::node_object(self))
-    }
-
     /// Everything that is wrong.
     pub(in crate::agent) fn problems(&self) -> Vec<Problem> {
         let mut problems = self.files.problems();
-        let (secret, source) = match &self.settings.origin {
-            Origin::Directory { manifests, outputs } => (
-                format!("file {}", outputs.secret().display()),
-                format!("directory {}", manifests.display()),
-            ),
-            Origin::Cluster => (
-                format!("Secret {}", crate::source::secret::NAME),
-                "API server".to_owned(),
-            ),
-        };
         let mut add = |object: String, sentence: &str| {
             problems.push(Problem {
                 object,
@@ -70,16 +53,16 @@ impl Core {
             }
         }
         if let Some(fault) = &self.secret_fault {
-            add(secret, fault);
+            add(
+                format!("file {}", self.settings.outputs.secret().display()),
+                fault,
+            );
         }
         if let Some(error) = &self.watch_error {
-            add(source, error);
-        }
-        if let Some(fault) = &self.node_fault {
-            add(format!("LoadBalancerNode {}", self.settings.node), fault);
-        }
-        for (key, sentence) in &self.refused {
-            add(key.to_string(), sentence);
+            add(
+                format!("directory {}", self.settings.manifests.display()),
+                error,
+            );
         }
         for (what, attempt) in [
             ("configuration", &self.common),
@@ -102,20 +85,6 @@ impl Core {
         problems
     }
 
-    /// Whether a Service without a table is one that the manager owes one. In a cluster its status says whether it has an
-    /// address; one that has none is not this node's business.
-    fn waits_for_a_table(&self, named: &Named) -> bool {
-        match self.settings.origin {
-            Origin::Directory { .. } => true,
-            Origin::Cluster => self
-                .index
-                .service(named)
-                .and_then(|service| service.status.as_ref()?.load_balancer.as_ref())
-                .and_then(|balancer| balancer.ingress.as_ref())
-                .is_some_and(|ingress| !ingress.is_empty()),
-        }
-    }
-
     /// Why the node should not be used yet, or not as it is.
     pub fn not_ready_because(&self) -> Vec<String> {
         let mut reasons = Vec::new();
@@ -124,22 +93,15 @@ impl Core {
                 reasons.push(reason.to_owned());
             }
         };
-        let (unread, missed) = match self.settings.origin {
-            Origin::Directory { .. } => (
-                "the directory has not been read yet",
-                "changes of the directory may be missed; see problems",
-            ),
-            Origin::Cluster => (
-                "the objects of the cluster have not been read yet",
-                "changes of the cluster may be missed; see problems",
-            ),
-        };
-        unless(self.listed, unread);
+        unless(self.listed, "the directory has not been read yet");
         unless(
             self.secrets.is_some(),
             "the secrets of the cluster are missing; start the manager",
         );
-        unless(self.watch_error.is_none(), missed);
+        unless(
+            self.watch_error.is_none(),
+            "changes of the directory may be missed; see problems",
+        );
         unless(
             self.common.due.is_none(),
             "configuration and peers are not applied yet",
@@ -156,7 +118,6 @@ impl Core {
         );
         let untold = self.known().into_iter().filter(|(named, table)| {
             table.is_none()
-                && self.waits_for_a_table(named)
                 && self
                     .statuses
                     .get(named)

@@ -121,6 +121,10 @@ fn apply(maps: &mut Contents, op: &Op) {
         Op::RemoveLocal { key } => drop(maps.locals.remove(key)),
         Op::Peer { addr, node } => drop(maps.peers.insert(*addr, *node)),
         Op::RemovePeer { addr } => drop(maps.peers.remove(addr)),
+        Op::SourceRange { range } => drop(maps.source_ranges.insert(*range)),
+        Op::RemoveSourceRange { range } => drop(maps.source_ranges.remove(range)),
+        Op::Announce { key, value } => drop(maps.announced.insert(*key, *value)),
+        Op::RemoveAnnounce { key } => drop(maps.announced.remove(key)),
         Op::Config { value } => maps.config = **value,
         Op::PurgeFlows { .. } | Op::ClearCount { .. } | Op::Grace => {}
         Op::FreeBackend { id } => drop(maps.backends.remove(id)),

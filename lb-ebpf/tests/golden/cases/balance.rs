@@ -494,8 +494,8 @@ fn not_ours(cases: &mut Vec<Case>) {
     let mut arp = [packet::NODE, packet::ROUTER].concat();
     arp.extend([0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]);
     arp.extend([&packet::ROUTER[..], &[198, 51, 100, 254]].concat());
-    arp.extend([&[0; 6][..], &[198, 51, 100, 1], &[0; 18]].concat());
-    untouched(String::from("arp"), arp);
+    arp.extend([&[0; 6][..], &[198, 51, 100, 2], &[0; 18]].concat());
+    untouched(String::from("arp for another address"), arp);
     let lldp = [
         &[1, 0x80, 0xc2, 0, 0, 0x0e][..],
         &mac(9),

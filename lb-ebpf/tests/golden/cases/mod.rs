@@ -3,6 +3,7 @@
 mod back;
 mod balance;
 mod icmp;
+mod neighbour;
 mod owner;
 mod relay;
 mod shapes;
@@ -23,6 +24,7 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<Case>)> {
         ("relay", relay::cases()),
         ("icmp", icmp::cases()),
         ("shapes", shapes::cases()),
+        ("neighbour", neighbour::cases()),
         ("back", back::cases()),
     ]
 }
