@@ -66,6 +66,9 @@ enum Command {
     /// What runs inside the lab's pods.
     #[command(hide = true)]
     LabServer(lab::server::Args),
+    /// What a client of a test on a real cluster does.
+    #[command(hide = true)]
+    LabClient(lab::client::Args),
 }
 
 /// How a command that could be carried out ended.
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         Command::Check => check::run(socket, output),
         Command::Lab(command) => lab::run(command, output),
         Command::LabServer(command) => lab::server::run(command),
+        Command::LabClient(command) => lab::client::run(&command),
     };
     match outcome {
         Ok(Outcome::Well) => ExitCode::SUCCESS,

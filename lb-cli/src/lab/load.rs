@@ -158,6 +158,11 @@ async fn once(way: Way) -> anyhow::Result<(Who, SocketAddr)> {
     }
 }
 
+/// A connection, or a datagram, is answered within `limit`.
+pub(crate) async fn answers(way: Way, limit: Duration) -> bool {
+    matches!(tokio::time::timeout(limit, once(way)).await, Ok(Ok(_)))
+}
+
 async fn once_tcp(way: Way) -> anyhow::Result<(Who, SocketAddr)> {
     let stream = connect(way).await?;
     let local = stream.local_addr().context("own address")?;

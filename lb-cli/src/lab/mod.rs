@@ -11,6 +11,7 @@
 
 mod agents;
 mod away;
+pub(crate) mod client;
 mod cluster;
 mod echo;
 mod ledger;

@@ -317,7 +317,7 @@ impl Run {
         let udp = self.ways(Mix::OnlyUdp).take(UDP_SESSIONS);
         let ways: Vec<Way> = tcp.chain(udp).collect();
         let seed = u64::from(self.random.random::<u32>());
-        Sessions::open(&self.client, &ways, seed).await
+        Sessions::open(self.client.handle(), &ways, seed).await
     }
 
     async fn close_sessions(&mut self, sessions: Sessions) -> anyhow::Result<()> {

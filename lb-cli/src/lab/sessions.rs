@@ -9,11 +9,11 @@ use anyhow::{Context, bail, ensure};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::load::{self, Protocol, Way};
-use super::netns::Worker;
 use super::wire::Who;
 
 /// Silence of a pod that counts as broken. A packet held back costs at most about two seconds (one retransmission more),
@@ -60,17 +60,17 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    /// Opens a session along each way; fails if one cannot be opened.
-    pub(crate) async fn open(worker: &Worker, ways: &[Way], seed: u64) -> anyhow::Result<Self> {
+    /// Opens a session along each way, as tasks of a runtime; fails if one cannot be opened.
+    pub(crate) async fn open(on: &Handle, ways: &[Way], seed: u64) -> anyhow::Result<Self> {
         let stop = CancellationToken::new();
         let mut opening = JoinSet::new();
         for (way, seed) in ways.iter().copied().zip(seed..) {
-            opening.spawn_on(Session::open(way, seed), worker.handle());
+            opening.spawn_on(Session::open(way, seed), on);
         }
         let mut tasks = JoinSet::new();
         while let Some(session) = opening.join_next().await {
             let session = session.context("a session's task ended early")??;
-            tasks.spawn_on(session.run(stop.clone()), worker.handle());
+            tasks.spawn_on(session.run(stop.clone()), on);
         }
         Ok(Self { tasks, stop })
     }
