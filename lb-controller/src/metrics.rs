@@ -69,6 +69,10 @@ pub struct ManagerScrape {
     pub writes: u64,
     /// Files that wait to be written.
     pub writes_pending: usize,
+    /// Events that could not be told.
+    pub events_lost: u64,
+    /// Whether it is the one that writes.
+    pub leading: bool,
 }
 
 /// As Prometheus reads it.
@@ -376,8 +380,20 @@ impl Collector for ManagerScrape {
             problems,
             writes,
             writes_pending,
+            events_lost,
+            leading,
         } = self;
         let mut families = Families(encoder);
+        families.gauge(
+            "bowline_manager_leading",
+            "Whether it is the one that writes",
+            one(number(u64::from(*leading))),
+        )?;
+        families.counter(
+            "bowline_events_lost",
+            "Events that could not be told",
+            [(Vec::new(), *events_lost)],
+        )?;
         families.gauge(
             "bowline_services",
             "Services by state",
@@ -389,13 +405,13 @@ impl Collector for ManagerScrape {
             one(number(*problems as u64)),
         )?;
         families.counter(
-            "bowline_file_writes",
-            "Files written",
+            "bowline_writes",
+            "Files written, or requests carried out",
             [(Vec::new(), *writes)],
         )?;
         families.gauge(
-            "bowline_file_writes_pending",
-            "Files that wait to be written",
+            "bowline_writes_pending",
+            "Services or files that wait to be written",
             one(number(*writes_pending as u64)),
         )
     }

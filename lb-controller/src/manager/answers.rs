@@ -12,8 +12,8 @@ use crate::serve::{Answer, Answers, AskError, FlowsWanted};
 /// What the loop has found, and the servers tell.
 #[derive(Clone, Debug)]
 pub(super) struct Found {
-    /// The directory.
-    pub(super) manifests: String,
+    /// The directory, or the API server.
+    pub(super) source: String,
     /// The watch is alive.
     pub(super) alive: bool,
     /// When it was looked at last.
@@ -22,8 +22,14 @@ pub(super) struct Found {
     pub(super) services: ServiceCounts,
     /// Things that are wrong.
     pub(super) problems: Vec<Problem>,
-    /// Files written, and files that wait.
+    /// Writes done, and writes that wait.
     pub(super) writes: (u64, usize),
+    /// Events that could not be told.
+    pub(super) events_lost: u64,
+    /// Whether it is the one that writes.
+    pub(super) leading: bool,
+    /// Why it is not ready; empty when it is.
+    pub(super) not_ready_because: Vec<String>,
 }
 
 /// Written by the loop, read by the servers.
@@ -53,7 +59,7 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        found.ok_or_else(|| AskError::Unavailable("the directory has not been read yet".to_owned()))
+        found.ok_or_else(|| AskError::Unavailable("nothing has been read yet".to_owned()))
     }
 
     fn not_here<T: Send + 'static>() -> Answer<T> {
@@ -64,14 +70,16 @@ impl Shared {
 
     fn told(&self) -> Result<admin::Status, AskError> {
         let Found {
-            manifests,
+            source,
             alive,
             last_list,
             services,
             problems,
-            writes,
+            not_ready_because: reasons,
+            writes: _,
+            events_lost: _,
+            leading: _,
         } = self.get()?;
-        let reasons = not_ready_because(alive, writes.1);
         Ok(admin::Status {
             node: "manager".to_owned(),
             role: Role::Manager,
@@ -85,7 +93,7 @@ impl Shared {
             not_ready_because: reasons,
             fresh: false,
             sources: vec![admin::Source {
-                name: manifests,
+                name: source,
                 alive,
                 last_list: Some(last_list),
                 last_apply: None,
@@ -104,23 +112,10 @@ fn answer<T: Send + 'static>(answer: Result<T, AskError>) -> Answer<T> {
     Box::pin(async { answer })
 }
 
-fn not_ready_because(alive: bool, writes_pending: usize) -> Vec<String> {
-    let mut reasons = Vec::new();
-    if !alive {
-        reasons.push("changes of the directory may be missed; see the log".to_owned());
-    }
-    if writes_pending > 0 {
-        reasons.push(format!(
-            "{writes_pending} files are not written yet; see the log"
-        ));
-    }
-    reasons
-}
-
 impl Answers for Shared {
     fn not_ready_because(&self) -> Answer<Vec<String>> {
         answer(Ok(match self.get() {
-            Ok(found) => not_ready_because(found.alive, found.writes.1),
+            Ok(found) => found.not_ready_because,
             Err(error) => vec![error.to_string()],
         }))
     }
@@ -132,6 +127,8 @@ impl Answers for Shared {
                 problems: found.problems.len(),
                 writes: found.writes.0,
                 writes_pending: found.writes.1,
+                events_lost: found.events_lost,
+                leading: found.leading,
             };
             metrics::render(scrape).map_err(|error| AskError::Unavailable(error.to_string()))
         }))

@@ -1,38 +1,61 @@
-//! What the manager knows and wants: objects in, files wanted out. Steps are given the time; nothing here waits.
+//! What the manager knows and wants: objects in, [`Write`]s out. Steps are given the time; nothing here waits, and nothing
+//! here knows where objects come from or where writes go.
 
+mod addresses;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use self::addresses::Addresses;
 use self::view::View;
 use super::status;
 use crate::admin::{Problem, ServiceCounts};
 use crate::api::file::ServiceStatus;
-use crate::api::service_table::{ServiceTable, ServiceTableSpec};
+use crate::api::service_table::ServiceTableSpec;
 use crate::model::assign::{self, Memory};
-use crate::model::ipam;
 use crate::model::service::Service;
-use crate::source::files::{Content, Files};
-use crate::source::index::{Index, Named};
-use crate::source::output::{Outputs, Writer};
+use crate::source::files::Unknown;
+use crate::source::index::{Event, Index, Named};
 use crate::source::parse::{Kind, ObjectKey};
+
+pub use self::addresses::{PoolState, Requests};
 
 /// A Service's table is written at most this often. The first change is written at once.
 const TABLE_PERIOD: Duration = Duration::from_secs(1);
 
+/// Something that should be as it says.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Write {
+    /// The table of a Service; none: it should not exist.
+    Table {
+        /// The Service.
+        named: Named,
+        /// Its table.
+        table: Option<Box<ServiceTableSpec>>,
+    },
+    /// What is told about a Service; none: it is not ours (any more), or gone.
+    Status {
+        /// The Service.
+        named: Named,
+        /// Its status.
+        status: Option<Box<ServiceStatus>>,
+    },
+}
+
 /// What is known of one Service.
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     /// As parsed, with the addresses that it may have; none if it is not ours, or gone.
     service: Option<Service>,
-    /// Its table, as last wanted on disk.
+    /// Addresses that it had before a restart.
+    remembered: Vec<IpAddr>,
+    /// Its table, as last wanted.
     table: Option<ServiceTableSpec>,
-    /// Its status, as last wanted on disk.
+    /// Its status, as last wanted.
     status: Option<ServiceStatus>,
     memory: Memory,
     /// When to look at it again because something changed …
@@ -42,129 +65,119 @@ struct State {
     written: Option<Instant>,
 }
 
-/// The manager without its directory.
+/// The manager without its source and without its writers.
 pub struct Core {
-    outputs: Outputs,
-    files: Files,
     index: Index,
-    services: BTreeMap<Named, State>,
+    /// What may exist though it is not in the index.
+    unknown: Unknown,
+    addresses: Addresses,
+    pub(super) services: BTreeMap<Named, State>,
+    /// Services that are due, so that an event costs nothing for all others.
+    queue: BTreeSet<(Instant, Named)>,
+    deadlines: BTreeSet<(Timestamp, Named)>,
     /// Services by the pods that their tables name: who must hear of a death.
-    named_by: BTreeMap<String, BTreeSet<Named>>,
-    /// Faults of tables that were on disk at the start.
-    table_faults: BTreeMap<PathBuf, String>,
-    writer: Writer,
-    writes: u64,
+    pub(super) named_by: BTreeMap<String, BTreeSet<Named>>,
 }
 
 impl Core {
-    /// Starts with the tables and statuses that are on disk.
-    pub fn resume(
-        outputs: Outputs,
-        tables: &BTreeMap<PathBuf, Content>,
-        statuses: &BTreeMap<PathBuf, Content>,
-    ) -> Self {
-        let mut core = Self {
-            outputs,
-            files: Files::default(),
+    /// Knows nothing yet. `requests` says what becomes of addresses that no pool has.
+    pub fn new(requests: Requests) -> Self {
+        Self {
             index: Index::default(),
+            unknown: Unknown::default(),
+            addresses: Addresses::new(requests),
             services: BTreeMap::new(),
+            queue: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
             named_by: BTreeMap::new(),
-            table_faults: BTreeMap::new(),
-            writer: Writer::default(),
-            writes: 0,
-        };
-        for (path, content) in tables {
-            match read_as::<ServiceTable>(content) {
-                Ok(table) => {
-                    let Some(named) = named_of(&table.metadata) else {
-                        continue;
-                    };
-                    core.name_pods(&named, None, Some(&table.spec));
-                    core.services.entry(named).or_default().table = Some(table.spec);
-                }
-                Err(sentence) => _ = core.table_faults.insert(path.clone(), sentence),
-            }
         }
-        for content in statuses.values() {
-            // A status that can not be read is written anew; only times of conditions are lost.
-            if let Ok(status) = read_as::<ServiceStatus>(content) {
-                let named = Named {
-                    namespace: status.metadata.namespace.clone().unwrap_or_default(),
-                    name: status.metadata.name.clone(),
-                };
-                core.services.entry(named).or_default().status = Some(status);
-            }
-        }
-        core
     }
 
-    /// Takes in new contents of user files, by name.
-    pub fn take<'a>(
-        &mut self,
-        batch: impl IntoIterator<Item = (&'a str, &'a Content)>,
-        now: Instant,
-    ) {
-        let was_complete = self.files.complete();
-        for (name, content) in batch {
-            self.files.update(name, content, &mut self.index);
+    /// A table from before the start: history, and memory of addresses.
+    pub fn resume_table(&mut self, named: Named, table: ServiceTableSpec) {
+        self.name_pods(&named, None, Some(&table));
+        let state = self.services.entry(named).or_default();
+        state.remembered.clone_from(&table.vips);
+        state.table = Some(table);
+    }
+
+    /// A status from before the start: times of conditions, and memory of addresses.
+    pub fn resume_status(&mut self, named: Named, status: ServiceStatus) {
+        let state = self.services.entry(named).or_default();
+        if state.remembered.is_empty() {
+            state.remembered.clone_from(&status.vips);
         }
+        state.status = Some(status);
+    }
+
+    /// Forgets everything but the objects: somebody else decides.
+    pub fn forget(&mut self) {
+        let index = std::mem::take(&mut self.index);
+        let requests = self.addresses.requests();
+        *self = Self {
+            index,
+            ..Self::new(requests)
+        };
+    }
+
+    /// All objects, for a source that fills the index itself; [`Core::settle`] comes after.
+    pub fn index_mut(&mut self) -> &mut Index {
+        &mut self.index
+    }
+
+    /// All objects.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Takes in events.
+    pub fn take(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) {
+        for event in events {
+            self.index.take(event);
+        }
+        self.settle(now);
+    }
+
+    /// Says what may exist though it is not in the index.
+    pub fn know(&mut self, unknown: Unknown, now: Instant) {
+        let was_complete = self.unknown.complete();
+        let is_complete = unknown.complete();
+        self.unknown = unknown;
+        // When deaths become certain, all tables may change.
+        if was_complete != is_complete {
+            self.mark_all(now);
+        }
+    }
+
+    /// Draws the consequences of what changed in the index.
+    pub fn settle(&mut self, now: Instant) {
         let changed = self.index.take_changed();
-        let mut touched = changed.services.clone();
+        let mut touched = changed.services;
         for uid in &changed.pods {
             touched.extend(self.named_by.get(uid).into_iter().flatten().cloned());
         }
-        // When deaths become certain, all tables may change.
-        if changed.nodes || was_complete != self.files.complete() {
-            touched.extend(self.services.keys().cloned());
-        }
-        if changed.definitions {
-            touched.extend(self.parse());
+        let pools = [Kind::AddressPool, Kind::Namespace];
+        let moved = self.addresses.settle(
+            &self.index,
+            &mut self.services,
+            &changed.defined,
+            pools.iter().any(|kind| changed.kinds.contains(kind)),
+        );
+        touched.extend(moved);
+        if changed.node_names {
+            self.mark_all(now);
         }
         for named in touched {
             self.mark(&named, now);
         }
     }
 
-    /// Everything was listed once: what is on disk for Services that do not exist may go.
-    pub fn listed(&mut self, now: Instant) {
+    /// Looks at everything again: everything was listed once, and what is remembered of Services that do not exist may go.
+    pub fn mark_all(&mut self, now: Instant) {
         let all: Vec<_> = self.services.keys().cloned().collect();
         for named in all {
             self.mark(&named, now);
         }
-    }
-
-    /// Reads all Services again, since one of them changed and addresses are settled between all. Says who has changed.
-    fn parse(&mut self) -> Vec<Named> {
-        let ours = self.index.services().filter_map(|object| {
-            let meta = &object.metadata;
-            let named = Named {
-                namespace: meta.namespace.clone()?,
-                name: meta.name.clone()?,
-            };
-            Some((named, Service::parse(object)?))
-        });
-        let (names, mut services): (Vec<_>, Vec<_>) = ours.unzip();
-        ipam::settle(&mut services);
-        let mut parsed: BTreeMap<_, _> = names.into_iter().zip(services).collect();
-        let mut changed = Vec::new();
-        for (named, state) in &mut self.services {
-            let service = parsed.remove(named);
-            if state.service != service {
-                state.service = service;
-                changed.push(named.clone());
-            }
-        }
-        for (named, service) in parsed {
-            changed.push(named.clone());
-            self.services.insert(
-                named,
-                State {
-                    service: Some(service),
-                    ..State::default()
-                },
-            );
-        }
-        changed
     }
 
     /// Wants a Service looked at, no sooner than its table may be written.
@@ -173,54 +186,57 @@ impl Core {
             let earliest = state
                 .written
                 .map_or(now, |written| now.max(written + TABLE_PERIOD));
-            state.due = Some(state.due.map_or(earliest, |due| due.min(earliest)));
+            if state.due.is_none_or(|due| earliest < due) {
+                if let Some(due) = state.due {
+                    self.queue.remove(&(due, named.clone()));
+                }
+                state.due = Some(earliest);
+                self.queue.insert((earliest, named.clone()));
+            }
         }
     }
 
-    /// Does what is due. Says which Services were looked at.
-    pub fn work(&mut self, now: Instant, wall: Timestamp) -> usize {
-        let due: Vec<_> = self
-            .services
-            .iter()
-            .filter(|(_, state)| {
-                state.due.is_some_and(|due| due <= now)
-                    || state.deadline.is_some_and(|deadline| deadline <= wall)
-            })
-            .map(|(named, _)| named.clone())
-            .collect();
-        for named in &due {
-            self.reconcile(named, now, wall);
+    /// Does what is due, and says what should be written.
+    pub fn work(&mut self, now: Instant, wall: Timestamp) -> Vec<Write> {
+        let mut due = BTreeSet::new();
+        while let Some((at, _)) = self.queue.first()
+            && *at <= now
+        {
+            due.extend(self.queue.pop_first().map(|(_, named)| named));
         }
-        self.writes += self.writer.flush(now).len() as u64;
-        due.len()
+        while let Some((at, _)) = self.deadlines.first()
+            && *at <= wall
+        {
+            due.extend(self.deadlines.pop_first().map(|(_, named)| named));
+        }
+        let mut writes = Vec::new();
+        for named in &due {
+            self.reconcile(named, now, wall, &mut writes);
+        }
+        writes
     }
 
     /// When there is something to do next without an event.
     pub fn next_wake(&self, now: Instant, wall: Timestamp) -> Option<Instant> {
-        let deadline = |state: &State| {
-            let until = state.deadline?.duration_since(wall);
+        let due = self.queue.first().map(|(at, _)| *at);
+        let deadline = self.deadlines.first().map(|(at, _)| {
             // A deadline that has passed is due at once.
-            Some(now + Duration::try_from(until).unwrap_or(Duration::ZERO))
-        };
-        let services = self
-            .services
-            .values()
-            .flat_map(|state| [state.due, deadline(state)])
-            .flatten()
-            .min();
-        [services, self.writer.next_due()]
-            .into_iter()
-            .flatten()
-            .min()
+            now + Duration::try_from(at.duration_since(wall)).unwrap_or(Duration::ZERO)
+        });
+        [due, deadline].into_iter().flatten().min()
     }
 
-    /// Brings the files of one Service in line.
-    fn reconcile(&mut self, named: &Named, now: Instant, wall: Timestamp) {
+    /// Brings what is wanted for one Service in line.
+    fn reconcile(&mut self, named: &Named, now: Instant, wall: Timestamp, out: &mut Vec<Write>) {
         let Some(mut state) = self.services.remove(named) else {
             return;
         };
-        state.due = None;
-        state.deadline = None;
+        if let Some(due) = state.due.take() {
+            self.queue.remove(&(due, named.clone()));
+        }
+        if let Some(deadline) = state.deadline.take() {
+            self.deadlines.remove(&(deadline, named.clone()));
+        }
         let before = state.table.take();
         let Some(service) = &state.service else {
             let key = ObjectKey {
@@ -228,22 +244,29 @@ impl Core {
                 namespace: named.namespace.clone(),
                 name: named.name.clone(),
             };
-            if self.index.service(named).is_none() && self.files.may_exist(&key) {
+            if self.index.service(named).is_none() && self.unknown.may_exist(&key) {
                 // It may be in a file that can not be understood: its last good table stays.
                 state.table = before;
                 self.services.insert(named.clone(), state);
                 return;
             }
-            // The Service is gone, or not ours any more: so are its files. Its state is forgotten with it.
+            // The Service is gone, or not ours any more: so is what was written. Its state is forgotten with it.
             self.name_pods(named, before.as_ref(), None);
-            self.writer.remove(self.table_path(named), now);
-            self.writer.remove(self.status_path(named), now);
+            let named = named.clone();
+            out.push(Write::Table {
+                named: named.clone(),
+                table: None,
+            });
+            out.push(Write::Status {
+                named,
+                status: None,
+            });
             return;
         };
         let slices: Vec<_> = self.index.slices(named).collect();
         let view = View {
             index: &self.index,
-            complete: self.files.complete(),
+            complete: self.unknown.complete(),
         };
         let assigned = assign::assign(
             before.as_ref(),
@@ -254,41 +277,31 @@ impl Core {
             wall,
         );
         state.deadline = assigned.deadline;
+        if let Some(deadline) = state.deadline {
+            self.deadlines.insert((deadline, named.clone()));
+        }
         let status = status::of(named, service, &assigned, state.status.as_ref(), wall);
-        if state.status.as_ref() != Some(&status)
-            && let Ok(text) = serde_saphyr::to_string(&status)
-        {
-            self.writer.write(self.status_path(named), text, now);
+        if before != assigned.table {
+            if let Some(table) = &assigned.table {
+                tracing::info!(service = %named, version = table.version, "table changes");
+            }
+            out.push(Write::Table {
+                named: named.clone(),
+                table: assigned.table.clone().map(Box::new),
+            });
+            state.written = Some(now);
+            self.name_pods(named, before.as_ref(), assigned.table.as_ref());
+        }
+        // The table goes first: what the status promises is there.
+        if state.status.as_ref() != Some(&status) {
+            out.push(Write::Status {
+                named: named.clone(),
+                status: Some(Box::new(status.clone())),
+            });
             state.status = Some(status);
         }
-        self.want_table(named, &mut state, before.as_ref(), assigned.table, now);
+        state.table = assigned.table;
         self.services.insert(named.clone(), state);
-    }
-
-    fn want_table(
-        &mut self,
-        named: &Named,
-        state: &mut State,
-        before: Option<&ServiceTableSpec>,
-        after: Option<ServiceTableSpec>,
-        now: Instant,
-    ) {
-        if before != after.as_ref() {
-            match &after {
-                Some(spec) => {
-                    let mut table = ServiceTable::new(&named.name, spec.clone());
-                    table.metadata.namespace = Some(named.namespace.clone());
-                    if let Ok(text) = serde_saphyr::to_string(&table) {
-                        self.writer.write(self.table_path(named), text, now);
-                        tracing::info!(service = %named, version = spec.version, "table changes");
-                    }
-                }
-                None => self.writer.remove(self.table_path(named), now),
-            }
-            state.written = Some(now);
-            self.name_pods(named, before, after.as_ref());
-        }
-        state.table = after;
     }
 
     /// Keeps `named_by` in line with a table that changes.
@@ -314,19 +327,7 @@ impl Core {
         }
     }
 
-    fn table_path(&self, Named { namespace, name }: &Named) -> PathBuf {
-        self.outputs
-            .tables()
-            .join(format!("{namespace}_{name}.yaml"))
-    }
-
-    fn status_path(&self, Named { namespace, name }: &Named) -> PathBuf {
-        self.outputs
-            .statuses()
-            .join(format!("{namespace}_{name}.yaml"))
-    }
-
-    /// Everything that is wrong.
+    /// Everything that is wrong with Services and pools.
     pub fn problems(&self) -> Vec<Problem> {
         let of_services = self.services.iter().flat_map(|(named, state)| {
             let problems = state.status.iter().flat_map(|status| &status.problems);
@@ -335,17 +336,12 @@ impl Core {
                 sentence: sentence.clone(),
             })
         });
-        let of_tables = self.table_faults.iter().map(|(path, sentence)| Problem {
-            object: format!("file {}", path.display()),
-            sentence: format!("{sentence}; its history is lost and it was written anew"),
-        });
-        self.files
-            .problems()
-            .into_iter()
-            .chain(of_services)
-            .chain(of_tables)
-            .chain(self.writer.problems())
-            .collect()
+        of_services.chain(self.addresses.problems()).collect()
+    }
+
+    /// How each pool is.
+    pub fn pools(&self) -> BTreeMap<String, PoolState> {
+        self.addresses.pools(&self.services)
     }
 
     /// Services by state.
@@ -363,35 +359,4 @@ impl Core {
             failed: 0,
         }
     }
-
-    /// Files written, and files that wait.
-    pub fn writes(&self) -> (u64, usize) {
-        (self.writes, self.writer.pending())
-    }
 }
-
-fn read_as<T: serde::de::DeserializeOwned>(content: &Content) -> Result<T, String> {
-    match content {
-        Content::Text(text) => serde_saphyr::from_str(text).map_err(|error| {
-            error
-                .without_snippet()
-                .to_string()
-                .lines()
-                .next()
-                .unwrap_or_default()
-                .to_owned()
-        }),
-        Content::Gone => Err("is gone".to_owned()),
-        Content::Unreadable(sentence) => Err(sentence.clone()),
-    }
-}
-
-fn named_of(metadata: &ObjectMeta) -> Option<Named> {
-    Some(Named {
-        namespace: metadata.namespace.clone()?,
-        name: metadata.name.clone()?,
-    })
-}
-
-#[cfg(test)]
-mod tests;

@@ -1,9 +1,12 @@
-//! The manager: assigns slots, and writes tables and status. Standalone: one per directory, held by a lock file.
+//! The manager: assigns slots and addresses, and writes tables and status. One leads in a cluster, by a Lease; standalone
+//! there is one per directory, held by a lock file.
 //!
-//! [`core`] knows and decides; this file moves bytes and time.
+//! [`core`] knows and decides; this file and [`kubernetes`] move bytes and time.
 
 mod answers;
 pub mod core;
+pub mod kubernetes;
+pub mod standalone;
 mod status;
 
 use std::net::SocketAddr;
@@ -17,7 +20,7 @@ use nix::fcntl::Flock;
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{Found, Shared};
-use self::core::Core;
+use self::standalone::Standalone;
 use crate::admin::Problem;
 use crate::agent::{PREDECESSOR_POLL, PREDECESSOR_WAIT};
 use crate::serve;
@@ -31,9 +34,24 @@ const SLEEP_MAX: Duration = Duration::from_secs(5);
 /// How the manager runs.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Directory of objects (Service, endpoint slice, Pod, Node); outputs go to `.bowline` below it.
-    #[arg(long, value_name = "DIR")]
-    pub manifests: PathBuf,
+    /// Directory of objects (Service, endpoint slice, Pod, Node, pool) that plays the API server; outputs go to `.bowline`
+    /// below it.
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    pub manifests: Option<PathBuf>,
+    /// How to reach the API server; if left out, as pods do, or as kubectl does.
+    #[arg(long, value_name = "PATH")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespace of Bowline: its Lease and its Secret are there.
+    #[arg(
+        long,
+        default_value = "bowline-system",
+        env = "POD_NAMESPACE",
+        value_name = "NAME"
+    )]
+    pub namespace: String,
+    /// Who this manager is among its replicas; the host's name if left out.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub identity: Option<String>,
     /// Where /metrics, /healthz and /readyz are served; nowhere if not given.
     #[arg(long, value_name = "ADDR")]
     pub metrics_listen: Option<SocketAddr>,
@@ -44,21 +62,6 @@ pub struct Options {
 
 /// Runs until stopped.
 pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
-    let outputs = Outputs::below(&options.manifests);
-    outputs.create().with_context(|| {
-        format!(
-            "{} can not be made; see that {} exists and may be written",
-            outputs.root().display(),
-            options.manifests.display()
-        )
-    })?;
-    let _held = hold(&outputs.manager_lock()).await?;
-    ensure_secret(&outputs.secret())?;
-    // Read once: from here on they are what we write.
-    let (_, tables) = Directory::open(vec![outputs.tables()], Vec::new())?;
-    let (_, statuses) = Directory::open(vec![outputs.statuses()], Vec::new())?;
-    let core = Core::resume(outputs, &tables, &statuses);
-    let (directory, first) = Directory::open(vec![options.manifests.clone()], Vec::new())?;
     let shared = Arc::new(Shared::default());
     let mut servers = tokio::task::JoinSet::new();
     if let Some(address) = options.metrics_listen {
@@ -77,9 +80,47 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
             stop.clone(),
         ));
     }
-    tracing::info!(manifests = %options.manifests.display(), "manager starts");
-    follow(&options.manifests, core, (directory, first), &shared, &stop).await;
+    if let Some(manifests) = &options.manifests {
+        standalone(manifests, &shared, &stop).await?;
+    } else {
+        let client = kubernetes::client(options.kubeconfig.as_deref()).await?;
+        let identity = options.identity.unwrap_or_else(|| {
+            let host = nix::sys::utsname::uname().map(|name| name.nodename().to_owned());
+            let host = host.unwrap_or_default().to_string_lossy().into_owned();
+            // Several on one host differ by process.
+            format!("{host}-{}", std::process::id())
+        });
+        tracing::info!(namespace = options.namespace, identity, "manager starts");
+        let work = kubernetes::run(client, options.namespace, identity, &shared, &stop);
+        Box::pin(work).await;
+    }
     while servers.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Runs on a directory of manifests.
+async fn standalone(
+    manifests: &Path,
+    shared: &Shared,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let outputs = Outputs::below(manifests);
+    outputs.create().with_context(|| {
+        format!(
+            "{} can not be made; see that {} exists and may be written",
+            outputs.root().display(),
+            manifests.display()
+        )
+    })?;
+    let _held = hold(&outputs.manager_lock()).await?;
+    ensure_secret(&outputs.secret())?;
+    // Read once: from here on they are what we write.
+    let (_, tables) = Directory::open(vec![outputs.tables()], Vec::new())?;
+    let (_, statuses) = Directory::open(vec![outputs.statuses()], Vec::new())?;
+    let core = Standalone::resume(outputs, &tables, &statuses);
+    let (directory, first) = Directory::open(vec![manifests.to_owned()], Vec::new())?;
+    tracing::info!(manifests = %manifests.display(), "manager starts");
+    follow(manifests, core, (directory, first), shared, stop).await;
     Ok(())
 }
 
@@ -124,7 +165,7 @@ fn ensure_secret(path: &Path) -> anyhow::Result<()> {
 /// The loop: changes in, files out.
 async fn follow(
     manifests: &Path,
-    mut core: Core,
+    mut core: Standalone,
     (mut directory, first): (Directory, Batch),
     shared: &Shared,
     stop: &CancellationToken,
@@ -141,13 +182,27 @@ async fn follow(
             sentence: error.to_string(),
         }));
         tell(&mut told, problems.clone());
+        let mut reasons = Vec::new();
+        if directory.error().is_some() {
+            reasons.push("changes of the directory may be missed; see the log".to_owned());
+        }
+        let writes = core.writes();
+        if writes.1 > 0 {
+            reasons.push(format!(
+                "{} files are not written yet; see the log",
+                writes.1
+            ));
+        }
         shared.set(Found {
-            manifests: manifests.display().to_string(),
+            source: manifests.display().to_string(),
             alive: directory.error().is_none(),
             last_list: wall,
-            services: core.counts(),
+            services: core.core.counts(),
             problems,
-            writes: core.writes(),
+            writes,
+            events_lost: 0,
+            leading: true,
+            not_ready_because: reasons,
         });
         let wake = core
             .next_wake(now, wall)
@@ -161,7 +216,7 @@ async fn follow(
     }
 }
 
-fn take(core: &mut Core, batch: &Batch) {
+fn take(core: &mut Standalone, batch: &Batch) {
     let named = batch
         .iter()
         .filter_map(|(path, content)| Some((path.file_name()?.to_str()?, content)));

@@ -6,10 +6,12 @@
 //! both      shape → maglev; secret; template
 //! ```
 
+pub mod allocation;
 pub mod assign;
 pub mod assignment;
 pub mod backends;
 pub mod candidate;
+pub mod claim;
 pub mod collect;
 pub mod diff;
 mod draft;
@@ -21,6 +23,7 @@ pub mod ipam;
 pub mod maglev;
 pub mod op;
 pub mod plan;
+pub mod pool;
 pub mod problem;
 pub mod secret;
 pub mod service;

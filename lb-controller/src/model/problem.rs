@@ -7,6 +7,7 @@ use crate::api::service_table::{Family, Protocol};
 
 use lb_ebpf::abi::SLOTS_MAX;
 
+use super::allocation::Refusal;
 use super::shape::Weight;
 
 /// Annotation with the addresses that a Service asks for.
@@ -43,9 +44,20 @@ impl Problem {
 pub enum Fault {
     /// No VIP was asked for.
     #[error(
-        "it has no address; set the annotation {ADDRESSES_ANNOTATION} or spec.loadBalancerIP (address pools do not exist yet)"
+        "it has no address; set the annotation {ADDRESSES_ANNOTATION} or spec.loadBalancerIP, or add an AddressPool"
     )]
     NoAddress,
+    /// It has no address, and this is why.
+    #[error(transparent)]
+    Unallocated(Refusal),
+    /// It lacks one of its addresses.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// It keeps an address that has left the pools.
+    #[error(
+        "{0} is in no AddressPool any more and is kept; add it to a pool again, or ask for another address"
+    )]
+    Kept(IpAddr),
     /// Not an IP address.
     #[error(
         "{0:?} is not an IP address; write addresses such as 198.51.100.1, separated by commas"
@@ -188,13 +200,18 @@ pub enum Fault {
 impl Fault {
     /// Whether the Service stays without tables because of it.
     pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::NoAddress | Self::NoPorts | Self::SourceRanges)
+        matches!(
+            self,
+            Self::NoAddress | Self::Unallocated(_) | Self::NoPorts | Self::SourceRanges
+        )
     }
 
     /// One word in camel case, for conditions.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoAddress => "NoAddress",
+            Self::Unallocated(refusal) | Self::Refused(refusal) => refusal.reason(),
+            Self::Kept(_) => "PoolShrunk",
             Self::AddressMalformed(_) | Self::AddressUnusable(_) => "AddressInvalid",
             Self::AddressTwice(_) | Self::AddressFamily(_) => "AddressFamily",
             Self::AddressTaken { .. } => "AddressTaken",

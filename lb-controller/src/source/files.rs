@@ -31,6 +31,28 @@ struct File {
     unknown: BTreeSet<ObjectKey>,
 }
 
+/// What may exist though it is not in the index. Nothing, for a source that understands all it reads.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Unknown {
+    /// Any object may.
+    pub everything: bool,
+    /// These may.
+    pub objects: BTreeSet<ObjectKey>,
+}
+
+impl Unknown {
+    /// No Pod and no Node is unknown: one that is not in the index does not exist. Until then nobody may be declared dead.
+    pub fn complete(&self) -> bool {
+        let lives = |key: &ObjectKey| matches!(key.kind, Kind::Pod | Kind::Node);
+        !(self.everything || self.objects.iter().any(lives))
+    }
+
+    /// Whether an object that is not in the index may exist all the same.
+    pub fn may_exist(&self, key: &ObjectKey) -> bool {
+        self.everything || self.objects.contains(key)
+    }
+}
+
 /// All files of the directory.
 #[derive(Default, Debug)]
 pub struct Files {
@@ -95,20 +117,20 @@ impl Files {
         self.files.keys()
     }
 
-    /// No Pod and no Node is unknown: one that is not in the index does not exist. Until then nobody may be declared dead.
-    pub fn complete(&self) -> bool {
-        let lives = |key: &ObjectKey| matches!(key.kind, Kind::Pod | Kind::Node);
-        !self
-            .files
-            .values()
-            .any(|file| file.never_sound || file.unknown.iter().any(lives))
+    /// What may exist though it is in no file that can be understood.
+    pub fn unknown(&self) -> Unknown {
+        let files = self.files.values();
+        Unknown {
+            everything: files.clone().any(|file| file.never_sound),
+            objects: files
+                .flat_map(|file| file.unknown.iter().cloned())
+                .collect(),
+        }
     }
 
-    /// Whether an object that is not in the index may exist all the same, in a file that can not be understood.
-    pub fn may_exist(&self, key: &ObjectKey) -> bool {
-        self.files
-            .values()
-            .any(|file| file.never_sound || file.unknown.contains(key))
+    /// See [`Unknown::complete`].
+    pub fn complete(&self) -> bool {
+        self.unknown().complete()
     }
 
     /// What is wrong, by file, then objects that several files define.

@@ -10,6 +10,7 @@ use super::parse::{Kind, Object, ObjectKey};
 use crate::api::address_pool::AddressPool;
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::LoadBalancerNode;
+use crate::api::service_table::ServiceTable;
 
 /// Label of a slice that names its Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -54,8 +55,8 @@ pub enum Event {
 pub struct Changed {
     /// Services of which an own field, a slice or a pod changed.
     pub services: BTreeSet<Named>,
-    /// Some Service object itself came, changed or went.
-    pub definitions: bool,
+    /// Services of which the object itself came, changed or went.
+    pub defined: BTreeSet<Named>,
     /// UIDs of Pods that came, changed or went.
     pub pods: BTreeSet<String>,
     /// Some Node came, changed or went: any Service may be concerned.
@@ -187,8 +188,33 @@ impl Index {
         self.objects.clone()
     }
 
+    /// An object.
+    pub fn object(&self, key: &ObjectKey) -> Option<&Object> {
+        self.objects.get(key)
+    }
+
+    /// Marks a Service as changed, though its objects are the same.
+    pub fn touch(&mut self, named: Named) {
+        self.changed.services.insert(named);
+    }
+
+    /// Marks everything as changed, as if it came just now.
+    pub fn touch_all(&mut self) {
+        let keys: Vec<_> = self.objects.keys().cloned().collect();
+        for key in &keys {
+            self.mark(key);
+        }
+        self.changed.node_names = true;
+    }
+
+    /// All tables, by name.
+    pub fn tables(&self) -> impl Iterator<Item = &ServiceTable> {
+        self.of_kind(Kind::ServiceTable)
+            .filter_map(|(_, object)| object.service_table())
+    }
+
     /// Keys of a kind, by name.
-    fn keys(&self, kind: Kind) -> impl Iterator<Item = &ObjectKey> {
+    pub fn keys(&self, kind: Kind) -> impl Iterator<Item = &ObjectKey> {
         self.of_kind(kind).map(|(key, _)| key)
     }
 
@@ -309,7 +335,7 @@ impl Index {
         match key.kind {
             Kind::Node => self.changed.nodes = true,
             Kind::Service => {
-                self.changed.definitions = true;
+                self.changed.defined.insert(named.clone());
                 self.changed.services.insert(named);
             }
             Kind::Pod => {

@@ -37,6 +37,7 @@ use crate::api::load_balancer_node::LoadBalancerNode;
 use crate::api::service_table::ServiceTable;
 
 pub use self::state::{State, Watches};
+pub(crate) use self::state::{causes, refusal};
 pub use self::wanted::{Wanted, agent, manager};
 
 /// Events that wait for the one who takes them: a list of 100,000 pods is one event, so this is some seconds of the
@@ -71,6 +72,19 @@ pub fn follow(
         });
     }
     (watches, tasks)
+}
+
+/// The event that a write's answer stands for, stripped as a watch would.
+pub(crate) fn written(key: ObjectKey, object: Object) -> Event {
+    let object = match object {
+        Object::Service(object) => strip::whole(*object).1,
+        Object::ServiceTable(object) => strip::whole(*object).1,
+        other => Ok(other),
+    };
+    match object {
+        Ok(object) => Event::Apply(key, object),
+        Err(sentence) => Event::Refused(key, sentence),
+    }
 }
 
 /// One watch.

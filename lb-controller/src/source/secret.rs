@@ -81,7 +81,12 @@ impl ClusterSecrets {
                     .to_owned(),
             )
         })?;
-        let data = secret.data.unwrap_or_default();
+        Self::from_secret(&secret)
+    }
+
+    /// From the object.
+    pub fn from_secret(secret: &Secret) -> Result<Self, SecretError> {
+        let data = secret.data.clone().unwrap_or_default();
         let encap_previous = match data.get("encap-previous") {
             Some(part) if !part.0.is_empty() => Some(part_of(&data, "encap-previous")?),
             Some(_) | None => None,
@@ -96,6 +101,11 @@ impl ClusterSecrets {
 
     /// As the file's text.
     pub fn to_yaml(&self) -> Result<String, serde_saphyr::SerializeError> {
+        serde_saphyr::to_string(&self.to_secret())
+    }
+
+    /// As an object.
+    pub fn to_secret(&self) -> Secret {
         let Self {
             hash,
             encap,
@@ -112,7 +122,7 @@ impl ClusterSecrets {
             ("gossip", gossip),
         ];
         let data = parts.map(|(key, bytes)| (key.to_owned(), ByteString(bytes.to_vec())));
-        serde_saphyr::to_string(&Secret {
+        Secret {
             metadata: ObjectMeta {
                 name: Some(NAME.to_owned()),
                 ..ObjectMeta::default()
@@ -120,7 +130,7 @@ impl ClusterSecrets {
             data: Some(data.into()),
             type_: Some("Opaque".to_owned()),
             ..Secret::default()
-        })
+        }
     }
 }
 

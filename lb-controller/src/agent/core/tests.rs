@@ -9,7 +9,7 @@ use crate::dataplane::Contents;
 use crate::dataplane::fake::FakeDataplane;
 use crate::dataplane::faulty::{Fault, FaultyDataplane};
 use crate::dataplane::{Capacity, Counters};
-use crate::manager::core::Core as Manager;
+use crate::manager::standalone::Standalone as Manager;
 use crate::model::op::Op;
 use crate::source::directory::Batch;
 use crate::source::files::Content;

@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use super::*;
+use crate::api::service_table::ServiceTableSpec;
 
 /// A directory that only exists here, and its manager.
 struct Bench {
     dir: tempfile::TempDir,
-    core: Core,
+    core: Standalone,
     start: Instant,
 }
 
@@ -25,7 +29,7 @@ impl Bench {
         let outputs = Outputs::below(dir.path());
         outputs.create().unwrap();
         Self {
-            core: Core::resume(outputs, &BTreeMap::new(), &BTreeMap::new()),
+            core: Standalone::resume(outputs, &BTreeMap::new(), &BTreeMap::new()),
             dir,
             start: Instant::now(),
         }
@@ -45,7 +49,7 @@ impl Bench {
                 .collect()
         };
         let outputs = self.outputs();
-        let core = Core::resume(
+        let core = Standalone::resume(
             outputs.clone(),
             &read(outputs.tables()),
             &read(outputs.statuses()),
@@ -191,7 +195,7 @@ fn a_service_gets_a_table_and_a_status_and_loses_both_with_its_file() {
             ("slice.yaml", Content::Gone),
         ],
     );
-    assert!(bench.core.services.is_empty() && bench.core.named_by.is_empty());
+    assert!(bench.core.core.services.is_empty() && bench.core.core.named_by.is_empty());
 }
 
 #[test]

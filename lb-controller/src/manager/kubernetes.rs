@@ -1,0 +1,491 @@
+//! The manager of a cluster: objects by watch, writes by request, and one leader by Lease.
+//!
+//! ```text
+//! watches ─▶ index ─▶ core ─▶ what is wanted ─▶ desk: the next step of each Service ─▶ API server ─▶ watches
+//!                      lease: only a leader's core and desk work; all others keep their index ready
+//! ```
+//!
+//! This file moves bytes and time.
+
+mod desk;
+mod events;
+mod lease;
+mod pools;
+mod step;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::PostParams;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use self::desk::Desk;
+use self::events::Notes;
+use self::lease::{Candidate, PERIOD, STOP_BEFORE, Step};
+use super::answers::{Found, Shared};
+use super::core::{Core, Requests};
+use super::{SLEEP_MAX, tell};
+use crate::admin::Problem;
+use crate::api::file::{API_VERSION, Condition, ConditionStatus, Metadata, ServiceStatus};
+use crate::source::index::{Event, Named};
+use crate::source::kubernetes::{EVENTS_MAX, Watches, follow, manager as wanted};
+use crate::source::parse::{Kind, Object, ObjectKey};
+use crate::source::secret::{ClusterSecrets, NAME as SECRET_NAME};
+
+/// Who we are to the API server.
+const FIELD_MANAGER: &str = "bowline-manager";
+/// Events taken at once before anything else is done.
+const BATCH_MAX: usize = 1024;
+
+/// A client: of a file, else of the cluster that we run in, else as `kubectl` has it.
+pub async fn client(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<Client> {
+    let config = match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).with_context(|| path.display().to_string())?;
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?
+        }
+        None => Config::infer()
+            .await
+            .context("no cluster is known; run in a pod, or give --kubeconfig or --manifests")?,
+    };
+    Ok(Client::try_from(config)?)
+}
+
+/// Runs until stopped.
+pub(super) async fn run(
+    client: Client,
+    namespace: String,
+    identity: String,
+    shared: &Shared,
+    stop: &CancellationToken,
+) {
+    let (sender, events) = mpsc::channel(EVENTS_MAX);
+    let (watches, mut tasks) = follow(&client, wanted(), &sender, stop);
+    drop(sender);
+    let (leads, until) = watch::channel(None);
+    tasks.spawn(elect(
+        client.clone(),
+        namespace.clone(),
+        identity.clone(),
+        leads,
+        stop.clone(),
+    ));
+    let notes = Notes::start(client.clone(), identity);
+    let shell = Shell {
+        core: Core::new(Requests::FromPools),
+        desk: Desk::new(client.clone(), notes.clone()),
+        pools: pools::Pools::new(client.clone()),
+        client,
+        namespace,
+        watches,
+        until,
+        leading: false,
+        notes,
+        told: Vec::new(),
+    };
+    shell.follow(events, shared, stop).await;
+    while tasks.join_next().await.is_some() {}
+}
+
+struct Shell {
+    client: Client,
+    namespace: String,
+    watches: Arc<Watches>,
+    core: Core,
+    desk: Desk,
+    pools: pools::Pools,
+    /// Until when we lead.
+    until: watch::Receiver<Option<Instant>>,
+    /// The core has started as leader.
+    leading: bool,
+    notes: Notes,
+    told: Vec<Problem>,
+}
+
+impl Shell {
+    async fn follow(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        shared: &Shared,
+        stop: &CancellationToken,
+    ) {
+        let mut batch = Vec::new();
+        loop {
+            // Asked before the queue is emptied: then all that was listed is in the index.
+            let listed = self.watches.are_listed();
+            while batch.len() < BATCH_MAX
+                && let Ok(event) = events.try_recv()
+            {
+                batch.push(event);
+            }
+            let more = batch.len() == BATCH_MAX;
+            let (now, wall) = (Instant::now(), Timestamp::now());
+            self.take(&mut batch, now);
+            self.lead(listed && !more, now);
+            if self.leading {
+                for write in self.core.work(now, wall) {
+                    self.desk.want(write);
+                }
+                self.desk.pump(self.core.index(), now);
+                self.pools.work(&self.core, now, wall);
+            }
+            self.tell(shared, wall);
+            if more {
+                continue;
+            }
+            let wake = [
+                self.core.next_wake(now, wall).filter(|_| self.leading),
+                self.desk.next_wake(),
+                *self.until.borrow(),
+            ];
+            let wake = wake
+                .into_iter()
+                .flatten()
+                .filter(|wake| *wake > now)
+                .chain([now + SLEEP_MAX])
+                .min();
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => batch.push(event),
+                    None => return,
+                },
+                Some(done) = self.desk.ended() => self.ended(done),
+                _ = self.until.changed() => {}
+                () = tokio::time::sleep_until(wake.unwrap_or(now + SLEEP_MAX).into()) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Takes in events. While another leads, they only keep the index ready.
+    fn take(&mut self, batch: &mut Vec<Event>, now: Instant) {
+        for event in batch.drain(..) {
+            match &event {
+                Event::Apply(key, object) => {
+                    if self.is_stale(key, object) {
+                        continue;
+                    }
+                    self.touch(key);
+                    if let Some(table) = object.service_table() {
+                        let named = named(key);
+                        if self.leading && self.desk.is_contested(&named, table) {
+                            tracing::warn!(service = %named, "its table was written by somebody else, who led meanwhile; going on from it");
+                            self.core.resume_table(named.clone(), table.spec.clone());
+                            self.core.index_mut().touch(named);
+                        }
+                    }
+                }
+                Event::Delete(key) => self.touch(key),
+                Event::Refused(key, sentence) => {
+                    tracing::warn!(object = %key, "{sentence}");
+                }
+                Event::Reset { kind, objects, .. } => {
+                    if matches!(kind, Kind::Service | Kind::ServiceTable) {
+                        let gone: Vec<_> = self.core.index().keys(*kind).cloned().collect();
+                        for key in objects.keys().chain(&gone) {
+                            self.desk.touch(named(key));
+                        }
+                    }
+                }
+            }
+            self.core.index_mut().take(event);
+        }
+        if self.leading {
+            self.core.settle(now);
+        }
+    }
+
+    fn touch(&mut self, key: &ObjectKey) {
+        if self.leading && matches!(key.kind, Kind::Service | Kind::ServiceTable) {
+            self.desk.touch(named(key));
+        }
+    }
+
+    /// Whether a watch brings what a write of ours has already replaced.
+    fn is_stale(&self, key: &ObjectKey, object: &Object) -> bool {
+        let version = |object: &Object| {
+            let meta = match object {
+                Object::Service(service) => &service.metadata,
+                Object::ServiceTable(table) => &table.metadata,
+                _ => return None,
+            };
+            Some((
+                meta.uid.clone(),
+                meta.resource_version.as_ref()?.parse::<u64>().ok()?,
+            ))
+        };
+        let known = self.core.index().object(key).and_then(version);
+        match (known, version(object)) {
+            (Some((known_uid, known)), Some((uid, new))) => known_uid == uid && new < known,
+            (_, _) => false,
+        }
+    }
+
+    /// Starts and stops to work as leader.
+    fn lead(&mut self, complete: bool, now: Instant) {
+        let leads = self.until.borrow().is_some_and(|until| now < until);
+        if self.leading && !leads {
+            tracing::warn!("leads no more");
+            self.leading = false;
+            self.desk.clear();
+            self.core.forget();
+        }
+        if self.leading || !leads || !complete {
+            return;
+        }
+        self.leading = true;
+        tracing::info!("leads");
+        tokio::spawn(ensure_secret(self.client.clone(), self.namespace.clone()));
+        let tables: Vec<_> = self.core.index().tables().cloned().collect();
+        let services: Vec<_> = self.core.index().services().cloned().collect();
+        for table in tables {
+            let meta = &table.metadata;
+            let named = Named {
+                namespace: meta.namespace.clone().unwrap_or_default(),
+                name: meta.name.clone().unwrap_or_default(),
+            };
+            self.desk.touch(named.clone());
+            self.core.resume_table(named, table.spec);
+        }
+        for service in services {
+            let status = status_of(&service);
+            let named = Named {
+                namespace: status.metadata.namespace.clone().unwrap_or_default(),
+                name: status.metadata.name.clone(),
+            };
+            self.desk.touch(named.clone());
+            if crate::model::service::Service::parse(&service).is_some()
+                && !status.conditions.is_empty()
+            {
+                self.core.resume_status(named, status);
+            }
+        }
+        self.core.index_mut().touch_all();
+        self.core.settle(now);
+        self.core.mark_all(now);
+    }
+
+    fn ended(&mut self, done: desk::Done) {
+        let seen = self.desk.take(done, self.core.index(), Instant::now());
+        if let Some(desk::Seen { key, object }) = seen {
+            match object {
+                Some(object) => {
+                    let event = crate::source::kubernetes::written(key, object);
+                    if !matches!(&event, Event::Apply(key, object) if self.is_stale(key, object)) {
+                        self.core.index_mut().take(event);
+                    }
+                }
+                None => _ = self.core.index_mut().delete(&key),
+            }
+            if self.leading {
+                self.core.settle(Instant::now());
+            }
+        }
+    }
+
+    fn tell(&mut self, shared: &Shared, wall: Timestamp) {
+        let watches = self
+            .watches
+            .errors()
+            .into_iter()
+            .map(|(wanted, sentence)| Problem {
+                object: format!("watch of {}", wanted.resource()),
+                sentence,
+            });
+        let mut problems: Vec<_> = watches.collect();
+        let mut reasons: Vec<_> = problems
+            .iter()
+            .map(|problem| problem.sentence.clone())
+            .collect();
+        if !self.watches.are_listed() {
+            reasons.push("the first lists are not complete yet".to_owned());
+        }
+        problems.extend(self.core.problems());
+        problems.extend(self.desk.problems());
+        tell(&mut self.told, problems.clone());
+        shared.set(Found {
+            source: format!(
+                "API server, {}",
+                if self.leading { "leading" } else { "following" }
+            ),
+            alive: self.watches.are_alive(),
+            last_list: wall,
+            services: self.core.counts(),
+            problems,
+            writes: self.desk.writes(),
+            events_lost: self.notes.lost(),
+            leading: self.leading,
+            not_ready_because: reasons,
+        });
+    }
+}
+
+fn named(key: &ObjectKey) -> Named {
+    Named {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+    }
+}
+
+/// What a Service's own status remembers.
+fn status_of(service: &Service) -> ServiceStatus {
+    let meta = &service.metadata;
+    let ips = step::addresses(service)
+        .into_iter()
+        .filter_map(|ingress| ingress.ip?.parse::<IpAddr>().ok());
+    let conditions = service
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
+    ServiceStatus {
+        api_version: API_VERSION.to_owned(),
+        kind: ServiceStatus::KIND.to_owned(),
+        metadata: Metadata {
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone().unwrap_or_default(),
+        },
+        vips: ips.collect(),
+        conditions: conditions
+            .map(|c| Condition {
+                kind: c.type_.clone(),
+                status: if c.status == "True" {
+                    ConditionStatus::True
+                } else {
+                    ConditionStatus::False
+                },
+                reason: c.reason.clone(),
+                message: c.message.clone(),
+                last_transition_time: c.last_transition_time.0,
+            })
+            .collect(),
+        problems: Vec::new(),
+    }
+}
+
+/// Tries to lead for as long as we run, and says until when we do.
+async fn elect(
+    client: Client,
+    namespace: String,
+    identity: String,
+    leads: watch::Sender<Option<Instant>>,
+    stop: CancellationToken,
+) {
+    let leases = Api::<Lease>::namespaced(client, &namespace);
+    let mut candidate = Candidate::new(identity);
+    let mut told = String::new();
+    while !stop.is_cancelled() {
+        let began = Instant::now();
+        let attempt = Box::pin(attempt(&leases, &mut candidate, began));
+        let sentence = match tokio::time::timeout(STOP_BEFORE, attempt).await {
+            Ok(Ok(())) => String::new(),
+            Ok(Err(error)) => format!(
+                "the lease can not be had: {}",
+                crate::source::kubernetes::causes(&error)
+            ),
+            Err(_) => "the lease can not be had: the API server does not answer".to_owned(),
+        };
+        if sentence != told && !sentence.is_empty() {
+            tracing::warn!("{sentence}");
+        }
+        told = sentence;
+        let until = candidate.until();
+        leads.send_if_modified(|old| std::mem::replace(old, until) != until);
+        _ = stop.run_until_cancelled(tokio::time::sleep(PERIOD)).await;
+    }
+    // The next one need not wait.
+    leads.send_replace(None);
+    let release = async {
+        let lease = leases.get(lease::NAME).await.ok()?;
+        let spec = candidate.released(&lease)?;
+        let lease = Lease {
+            spec: Some(spec),
+            ..lease
+        };
+        leases
+            .replace(lease::NAME, &PostParams::default(), &lease)
+            .await
+            .ok()
+    };
+    _ = tokio::time::timeout(Duration::from_secs(1), Box::pin(release)).await;
+}
+
+async fn attempt(
+    leases: &Api<Lease>,
+    candidate: &mut Candidate,
+    began: Instant,
+) -> Result<(), kube::Error> {
+    let lease = leases.get_opt(lease::NAME).await?;
+    match candidate.step(lease.as_ref(), began, Timestamp::now()) {
+        Step::Wait => Ok(()),
+        Step::Create(spec) => {
+            let metadata = ObjectMeta {
+                name: Some(lease::NAME.to_owned()),
+                ..ObjectMeta::default()
+            };
+            leases
+                .create(
+                    &PostParams::default(),
+                    &Lease {
+                        metadata,
+                        spec: Some(spec),
+                    },
+                )
+                .await?;
+            candidate.written(began);
+            Ok(())
+        }
+        Step::Write(spec) => {
+            let lease = Lease {
+                spec: Some(spec),
+                ..lease.unwrap_or_default()
+            };
+            leases
+                .replace(lease::NAME, &PostParams::default(), &lease)
+                .await?;
+            candidate.written(began);
+            Ok(())
+        }
+    }
+}
+
+/// Makes the secrets of the cluster if there are none. Tried until it is so.
+async fn ensure_secret(client: Client, namespace: String) {
+    let secrets = Api::<Secret>::namespaced(client, &namespace);
+    let mut pause = Duration::from_millis(200);
+    loop {
+        match Box::pin(ensure_secret_once(&secrets)).await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(
+                "Secret {SECRET_NAME} can not be made or read: {error:#}; it is tried again"
+            ),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(SLEEP_MAX);
+    }
+}
+
+async fn ensure_secret_once(secrets: &Api<Secret>) -> anyhow::Result<()> {
+    if let Some(secret) = secrets.get_opt(SECRET_NAME).await? {
+        ClusterSecrets::from_secret(&secret)?;
+        return Ok(());
+    }
+    let secret = ClusterSecrets::random()
+        .context("no random bytes")?
+        .to_secret();
+    match secrets.create(&PostParams::default(), &secret).await {
+        Ok(_) => tracing::info!("made the secrets of the cluster"),
+        // Another one was quicker.
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! The manager of a directory of manifests: files in, files out. Knows paths; decides nothing.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::core::{Core, Requests, Write};
+use crate::admin::Problem;
+use crate::api::file::ServiceStatus;
+use crate::api::service_table::ServiceTable;
+use crate::source::files::{Content, Files};
+use crate::source::index::Named;
+use crate::source::output::{Outputs, Writer};
+
+/// A manager between files.
+pub struct Standalone {
+    pub(super) core: Core,
+    outputs: Outputs,
+    files: Files,
+    /// Faults of tables that were on disk at the start.
+    table_faults: BTreeMap<PathBuf, String>,
+    writer: Writer,
+    writes: u64,
+}
+
+impl Standalone {
+    /// Starts with the tables and statuses that are on disk.
+    pub fn resume(
+        outputs: Outputs,
+        tables: &BTreeMap<PathBuf, Content>,
+        statuses: &BTreeMap<PathBuf, Content>,
+    ) -> Self {
+        let mut core = Core::new(Requests::Free);
+        let mut table_faults = BTreeMap::new();
+        for (path, content) in tables {
+            match read_as::<ServiceTable>(content) {
+                Ok(table) => {
+                    if let Some(named) = named_of(&table.metadata) {
+                        core.resume_table(named, table.spec);
+                    }
+                }
+                Err(sentence) => _ = table_faults.insert(path.clone(), sentence),
+            }
+        }
+        for content in statuses.values() {
+            // A status that can not be read is written anew; only times of conditions are lost.
+            if let Ok(status) = read_as::<ServiceStatus>(content) {
+                let named = Named {
+                    namespace: status.metadata.namespace.clone().unwrap_or_default(),
+                    name: status.metadata.name.clone(),
+                };
+                core.resume_status(named, status);
+            }
+        }
+        Self {
+            core,
+            outputs,
+            files: Files::default(),
+            table_faults,
+            writer: Writer::default(),
+            writes: 0,
+        }
+    }
+
+    /// Takes in new contents of user files, by name.
+    pub fn take<'a>(
+        &mut self,
+        batch: impl IntoIterator<Item = (&'a str, &'a Content)>,
+        now: Instant,
+    ) {
+        for (name, content) in batch {
+            self.files.update(name, content, self.core.index_mut());
+        }
+        self.core.know(self.files.unknown(), now);
+        self.core.settle(now);
+    }
+
+    /// Everything was listed once.
+    pub fn listed(&mut self, now: Instant) {
+        self.core.mark_all(now);
+    }
+
+    /// Does what is due.
+    pub fn work(&mut self, now: Instant, wall: Timestamp) {
+        for write in self.core.work(now, wall) {
+            let (path, text) = match write {
+                Write::Table { named, table } => {
+                    let object = table.map(|spec| {
+                        let mut object = ServiceTable::new(&named.name, *spec);
+                        object.metadata.namespace = Some(named.namespace.clone());
+                        object
+                    });
+                    (
+                        self.outputs.tables().join(file_name(&named)),
+                        object.map(|o| serde_saphyr::to_string(&o)),
+                    )
+                }
+                Write::Status { named, status } => (
+                    self.outputs.statuses().join(file_name(&named)),
+                    status.map(|status| serde_saphyr::to_string(&status)),
+                ),
+            };
+            match text {
+                Some(Ok(text)) => self.writer.write(path, text, now),
+                None => self.writer.remove(path, now),
+                // Our own types always have a YAML form; should one not, its old file stays.
+                Some(Err(error)) => {
+                    tracing::warn!(path = %path.display(), "can not be written: {error}");
+                }
+            }
+        }
+        self.writes += self.writer.flush(now).len() as u64;
+    }
+
+    /// When there is something to do next without an event.
+    pub fn next_wake(&self, now: Instant, wall: Timestamp) -> Option<Instant> {
+        let wakes = [self.core.next_wake(now, wall), self.writer.next_due()];
+        wakes.into_iter().flatten().min()
+    }
+
+    /// Everything that is wrong.
+    pub fn problems(&self) -> Vec<Problem> {
+        let of_tables = self.table_faults.iter().map(|(path, sentence)| Problem {
+            object: format!("file {}", path.display()),
+            sentence: format!("{sentence}; its history is lost and it was written anew"),
+        });
+        self.files
+            .problems()
+            .into_iter()
+            .chain(self.core.problems())
+            .chain(of_tables)
+            .chain(self.writer.problems())
+            .collect()
+    }
+
+    /// Files written, and files that wait.
+    pub fn writes(&self) -> (u64, usize) {
+        (self.writes, self.writer.pending())
+    }
+}
+
+fn file_name(Named { namespace, name }: &Named) -> String {
+    format!("{namespace}_{name}.yaml")
+}
+
+fn read_as<T: serde::de::DeserializeOwned>(content: &Content) -> Result<T, String> {
+    match content {
+        Content::Text(text) => serde_saphyr::from_str(text).map_err(|error| {
+            error
+                .without_snippet()
+                .to_string()
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .to_owned()
+        }),
+        Content::Gone => Err("is gone".to_owned()),
+        Content::Unreadable(sentence) => Err(sentence.clone()),
+    }
+}
+
+fn named_of(metadata: &ObjectMeta) -> Option<Named> {
+    Some(Named {
+        namespace: metadata.namespace.clone()?,
+        name: metadata.name.clone()?,
+    })
+}
+
+#[cfg(test)]
+mod tests;
