@@ -2,7 +2,7 @@
 //! agent`.
 //!
 //! ```text
-//! lb-ebpf ← model ← {source, dataplane} ← {agent, manager} ← main
+//! lb-ebpf ← model ← {source, dataplane, liveness} ← {agent, manager} ← main
 //! ```
 
 // Two files of the map glue are excepted, see `dataplane`.
@@ -12,6 +12,7 @@ pub mod admin;
 pub mod agent;
 pub mod api;
 pub mod dataplane;
+pub mod liveness;
 pub mod manager;
 pub mod metrics;
 pub mod model;
