@@ -35,7 +35,7 @@ impl Core {
             not_ready_because: reasons,
             fresh: self.fresh.is(),
             sources: vec![admin::Source {
-                name: self.settings.manifests.display().to_string(),
+                name: self.settings.origin.to_string(),
                 alive: self.watch_error.is_none(),
                 last_list: self.last_list,
                 last_apply: self.last_apply,

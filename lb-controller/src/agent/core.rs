@@ -34,6 +34,7 @@ use crate::model::template::NodeAddresses;
 use crate::source::files::Files;
 use crate::source::index::{Index, Named};
 use crate::source::output::{Outputs, Writer};
+use crate::source::parse::ObjectKey;
 use crate::source::secret::ClusterSecrets;
 
 /// Longest time spent on applying before questions and events are looked at again.
@@ -59,26 +60,46 @@ pub struct Settings {
     pub relay: bool,
     /// Where maps are pinned; for status.
     pub pin_dir: PathBuf,
-    /// The directory of objects.
-    pub manifests: PathBuf,
     /// Known flows of each family that there is room for; for status.
     pub flows: u32,
-    /// Where outputs go and tables come from.
-    pub outputs: Outputs,
+    /// Where objects come from.
+    pub origin: Origin,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// A directory plays the API server.
+    Directory {
+        /// The directory of objects.
+        manifests: PathBuf,
+        /// Where outputs go and tables come from.
+        outputs: Outputs,
+    },
+    /// The API server of a cluster.
+    Cluster,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Directory { manifests, .. } => write!(f, "{}", manifests.display()),
+            Self::Cluster => f.write_str("cluster"),
+        }
+    }
 }
 
 impl Settings {
     /// From the command line.
-    pub fn new(options: &Options, outputs: Outputs) -> Self {
+    pub fn new(options: &Options, origin: Origin) -> Self {
         Self {
             node: options.node.clone(),
             role: options.role,
             addresses: options.node_address.clone(),
             relay: !options.no_relay,
             pin_dir: options.pin_dir.clone(),
-            manifests: options.manifests.clone(),
             flows: options.flows,
-            outputs,
+            origin,
         }
     }
 }
@@ -139,6 +160,12 @@ pub struct Core {
     /// Addresses of this node, as last known: they outlive its Node object.
     pub(super) own: NodeAddresses,
     pub(super) watch_error: Option<String>,
+    /// Objects that the API server has and that can not be understood, and why. Of a directory, `files` knows.
+    refused: BTreeMap<ObjectKey, String>,
+    /// Some other agent is heard.
+    peer_heard: bool,
+    /// Why the node's object is not as it should be.
+    node_fault: Option<String>,
     pub(super) last_list: Option<jiff::Timestamp>,
     pub(super) last_apply: Option<jiff::Timestamp>,
     drift_at: Instant,
@@ -190,6 +217,9 @@ impl Core {
             next_hops_until: Some(now + NEXT_HOPS_WAIT),
             own,
             watch_error: None,
+            refused: BTreeMap::new(),
+            peer_heard: false,
+            node_fault: None,
             last_list: None,
             last_apply: None,
             drift_at: now + DRIFT_PERIOD,
@@ -198,6 +228,11 @@ impl Core {
             told: Vec::new(),
             work: Work::default(),
         })
+    }
+
+    /// Where objects come from.
+    pub fn origin(&self) -> &Origin {
+        &self.settings.origin
     }
 
     /// Does what is due, and says when something will be.
@@ -273,7 +308,9 @@ impl Core {
 
     /// Applied as far as it can be: what fails is reported and does not take freshness from the rest.
     pub(super) fn is_fresh(&self) -> bool {
-        let known = self.listed && self.secrets.is_some() && self.watch_error.is_none();
+        // Without the source, another agent that is heard shows that it is not this node which is cut off.
+        let hears = self.watch_error.is_none() || self.peer_heard;
+        let known = self.listed && self.secrets.is_some() && hears;
         known && self.configured && !self.is_waiting()
     }
 

@@ -1,7 +1,7 @@
 //! The agent of one node: reads objects and tables, programs the maps, follows next hops, answers questions.
 //!
 //! ```text
-//! directory ─┐                                    ┌─ stamp thread, every 100 ms
+//! objects   ─┐                                    ┌─ stamp thread, every 100 ms
 //! network  ──┼─▶ core (one thread, owns the maps) ─┤
 //! questions ─┘                                    └─ maps, links, node file
 //! ```
@@ -11,6 +11,7 @@
 mod answers;
 mod attempt;
 pub mod check;
+mod cluster;
 pub mod core;
 mod flows;
 mod handle;
@@ -27,9 +28,10 @@ use anyhow::Context;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use self::core::{Core, Settings};
+use self::core::{Core, Origin, Settings};
 use self::handle::{Handle, Job};
 use self::stamp::{Fresh, STAMP_PERIOD, monotonic_ns};
+use crate::api::load_balancer_node::LoadBalancerNodeSpec;
 use crate::dataplane::attach::{self, Attacher, ModeChoice};
 use crate::dataplane::bpf::{self, BpfDataplane};
 use crate::dataplane::flows::{Flows, IdleTimeouts, now_tick};
@@ -47,11 +49,15 @@ pub const PIN_DIR_DEFAULT: &str = "/sys/fs/bpf/bowline";
 /// How the agent runs.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Directory of objects (Service, endpoint slice, Pod, Node); tables come from `.bowline` below it.
-    #[arg(long, value_name = "DIR")]
-    pub manifests: PathBuf,
+    /// Directory of objects (Service, endpoint slice, Pod, Node) instead of an API server; tables come from `.bowline`
+    /// below it.
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    pub manifests: Option<PathBuf>,
+    /// Which API server.
+    #[command(flatten)]
+    pub cluster: cluster::Cluster,
     /// Name of this node, as its Node object has it.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node: String,
     /// What this node does.
     #[arg(long, value_enum, default_value = "both")]
@@ -104,24 +110,16 @@ const ATTACH_PERIOD: Duration = Duration::from_secs(2);
 
 /// Runs until stopped. Links and maps stay pinned and keep forwarding.
 pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        options.manifests.is_dir(),
-        "directory {} does not exist; create it or choose another --manifests",
-        options.manifests.display()
-    );
+    let origin = open_origin(&options)?;
+    let client = match &origin {
+        Origin::Directory { .. } => None,
+        Origin::Cluster => Some(cluster::client(options.cluster.kubeconfig.as_deref()).await?),
+    };
     let sizes = Sizes {
         flows: options.flows,
         ..Sizes::default()
     };
     let (dataplane, programs) = open_maps(&options.pin_dir, &sizes).await?;
-    let outputs = Outputs::below(&options.manifests);
-    outputs.create().with_context(|| {
-        format!(
-            "{} can not be made; see that its directory may be written",
-            outputs.root().display()
-        )
-    })?;
-
     // From here on the node says that it is alive, and not yet that it is fresh.
     let fresh = Fresh::default();
     let stamps = stamp_thread(dataplane.open_stamp()?, fresh.clone(), stop.clone())?;
@@ -132,7 +130,28 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let (wanted, wanted_nodes) = tokio::sync::watch::channel(std::collections::BTreeSet::new());
     let network = network::follow(wanted_nodes, stop.clone()).await?;
     let attacher = Attacher::new(programs, dataplane.pins(), attach_settings(&options))?;
-    let settings = Settings::new(&options, outputs);
+    let settings_origin = origin.to_string();
+    let settings = Settings::new(&options, origin);
+    let mut writers = tokio::task::JoinSet::new();
+    let mut feed = None;
+    let (node_object, node_wanted) = tokio::sync::watch::channel(None);
+    let (node_fault, node_faults) = tokio::sync::watch::channel(None);
+    if let Some(client) = client {
+        feed = Some(cluster::Feed::new(
+            &client,
+            &options.node,
+            &options.cluster.namespace,
+            &stop,
+        ));
+        let node = options.node.clone();
+        writers.spawn(cluster::write_node(
+            client,
+            node,
+            node_wanted,
+            node_fault,
+            stop.clone(),
+        ));
+    }
     let core = Core::start(settings, Box::new(dataplane), fresh, wanted)?;
 
     let (handle, jobs) = Handle::new(Some(flows), swept);
@@ -144,9 +163,12 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         let listener = serve::listen_tcp(address).await?;
         servers.spawn(serve::serve_tcp(listener, handle, stop.clone()));
     }
-    tracing::info!(node = options.node, manifests = %options.manifests.display(), "agent starts");
+    tracing::info!(node = options.node, origin = %settings_origin, "agent starts");
     let shell = Shell {
         core,
+        feed,
+        node_object,
+        node_faults,
         attacher,
         network,
         jobs,
@@ -159,10 +181,31 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     // Whatever ended it ends everything else.
     stop.cancel();
     while servers.join_next().await.is_some() {}
+    while writers.join_next().await.is_some() {}
     _ = sweeper.await;
     _ = stamps.await;
     _ = std::fs::remove_file(&options.admin_socket);
     outcome
+}
+
+/// Where objects come from; of a directory, also where outputs go.
+fn open_origin(options: &Options) -> anyhow::Result<Origin> {
+    let Some(manifests) = options.manifests.clone() else {
+        return Ok(Origin::Cluster);
+    };
+    anyhow::ensure!(
+        manifests.is_dir(),
+        "directory {} does not exist; create it or choose another --manifests",
+        manifests.display()
+    );
+    let outputs = Outputs::below(&manifests);
+    outputs.create().with_context(|| {
+        format!(
+            "{} can not be made; see that its directory may be written",
+            outputs.root().display()
+        )
+    })?;
+    Ok(Origin::Directory { manifests, outputs })
 }
 
 /// Opens the maps. A predecessor that is just ending (killed, or being replaced) still holds them for a moment.
@@ -242,6 +285,10 @@ async fn sweep(flows: Arc<Flows>, total: Arc<AtomicU64>, stop: CancellationToken
 /// The core, and where its events come from.
 struct Shell {
     core: Core,
+    /// None for a directory.
+    feed: Option<cluster::Feed>,
+    node_object: tokio::sync::watch::Sender<Option<LoadBalancerNodeSpec>>,
+    node_faults: tokio::sync::watch::Receiver<Option<String>>,
     attacher: Attacher,
     network: Network,
     jobs: mpsc::Receiver<Job>,
@@ -253,17 +300,61 @@ impl Shell {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        runtime.block_on(self.events())
+        runtime.block_on(async {
+            match self.core.origin().clone() {
+                Origin::Directory { manifests, outputs } => {
+                    self.follow_directory(&manifests, &outputs).await
+                }
+                Origin::Cluster => self.follow_cluster().await,
+            }
+        })
     }
 
-    async fn events(mut self) -> anyhow::Result<()> {
-        let (mut directory, first) = self.core.open_directory()?;
+    async fn follow_cluster(mut self) -> anyhow::Result<()> {
+        let Some(mut feed) = self.feed.take() else {
+            return Ok(());
+        };
+        self.attach();
+        loop {
+            let now = Instant::now();
+            if !self.core.is_listed() && feed.is_listed() {
+                self.core.listed(now);
+            }
+            self.core.watch_state(feed.error());
+            let wake = self.core.work(now);
+            self.tell_node();
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Ok(()),
+                Ok(()) = self.network.links.changed() => self.attach(),
+                Ok(()) = self.network.next_hops.changed() => self.hops(),
+                Some(job) = self.jobs.recv() => job(&mut self.core),
+                events = feed.next() => self.core.take_objects(events, Instant::now()),
+                () = tokio::time::sleep_until(wake.min(now + ATTACH_PERIOD).into()) => self.attach(),
+            }
+        }
+    }
+
+    /// Has the node's object written if it has changed.
+    fn tell_node(&mut self) {
+        self.core.node_fault(self.node_faults.borrow().clone());
+        let object = self.core.node_object();
+        self.node_object.send_if_modified(|told| {
+            let is_new = *told != object;
+            *told = object;
+            is_new
+        });
+    }
+
+    async fn follow_directory(mut self, manifests: &Path, outputs: &Outputs) -> anyhow::Result<()> {
+        let (mut directory, first) = Core::open_directory(manifests, outputs)?;
         self.attach();
         self.core.take(&first, Instant::now());
         self.core.listed(Instant::now());
         loop {
             let now = Instant::now();
-            self.core.watch_state(directory.error());
+            self.core
+                .watch_state(directory.error().map(ToString::to_string));
             let wake = self.core.work(now);
             tokio::select! {
                 biased;

@@ -12,7 +12,8 @@ use lb_ebpf::wire::{Addr6, Be16, Be32};
 use super::core::Core;
 use crate::admin::Role;
 use crate::api::file::{API_VERSION, LoadBalancerNode, Metadata};
-use crate::dataplane::Contents;
+use crate::api::load_balancer_node::{LoadBalancerNodeSpec, NodeInterface, NodeRole, XdpMode};
+use crate::dataplane::{Contents, links};
 use crate::model::backends::{NodeView, View};
 use crate::model::endpoint::is_alive;
 use crate::model::secret::{self, EncapSecret};
@@ -209,6 +210,40 @@ fn differing<'a, K: 'a + Eq + Hash, V: 'a + PartialEq>(
         .filter(|(key, value)| wanted.remove(key) != Some(value))
         .count();
     (wrong + wanted.len()) as u64
+}
+
+/// What the node's object says.
+pub(super) fn node_object(core: &Core) -> LoadBalancerNodeSpec {
+    let interfaces = core.interfaces.iter().map(|interface| NodeInterface {
+        name: interface.name.clone(),
+        xdp: match interface.xdp.map(|xdp| xdp.mode) {
+            Some(links::XdpMode::Native) => XdpMode::Native,
+            Some(links::XdpMode::Generic) => XdpMode::Generic,
+            None => XdpMode::None,
+        },
+        mac: core
+            .links
+            .get(interface.ifindex)
+            .and_then(|link| link.mac)
+            .map(mac_text),
+        subnets: Vec::new(),
+    });
+    LoadBalancerNodeSpec {
+        role: match core.settings.role {
+            Role::Balancer => NodeRole::Balancer,
+            Role::Owner => NodeRole::Owner,
+            // A manager has no agent's core.
+            Role::Both | Role::Manager => NodeRole::Both,
+        },
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        addresses: list(core.own),
+        interfaces: interfaces.collect(),
+    }
+}
+
+/// `02:00:00:00:00:01`.
+pub(super) fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// What the node's file says.

@@ -13,6 +13,11 @@ use crate::model::plan;
 const COLLECT_DELAY: Duration = Duration::from_millis(500);
 
 impl Core {
+    /// What is not known does not exist.
+    fn complete(&self) -> bool {
+        self.listed && self.files.complete()
+    }
+
     fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
         for op in ops {
             self.dataplane.apply(op)?;
@@ -90,7 +95,7 @@ impl Core {
             return Ok(());
         };
         self.installed.set_view(view::of(self, &secrets));
-        let complete = self.files.complete();
+        let complete = self.complete();
         let config = self.installed.plan_config(view::config(self, &secrets));
         self.apply(config.as_slice())?;
         self.configured = true;
@@ -104,7 +109,7 @@ impl Core {
     /// Brings the list of this node's pod ports in line, and ends the flows of dead pods.
     pub(super) fn apply_locals(&mut self) -> Result<(), ApplyError> {
         // Who is not known to be alive is dead only if everybody is known.
-        if !self.files.complete() {
+        if !self.complete() {
             return Ok(());
         }
         let alive = view::living(self);

@@ -2,31 +2,48 @@
 
 use std::time::Instant;
 
-use super::{Core, view};
+use super::{Core, Origin, view};
 use crate::admin::Problem;
+use crate::api::load_balancer_node::LoadBalancerNodeSpec;
 use crate::model::template::NodeAddresses;
+use crate::source::index::Named;
 
 impl Core {
     /// Writes the node's file if it has changed.
     pub(super) fn write_node_file(&mut self, now: Instant) {
+        let Origin::Directory { outputs, .. } = &self.settings.origin else {
+            return;
+        };
+        let directory = outputs.nodes();
         let file = view::node_file(self);
         if self.node_file.as_ref() != Some(&file)
             && let Ok(text) = serde_saphyr::to_string(&file)
         {
-            let path = self
-                .settings
-                .outputs
-                .nodes()
-                .join(format!("{}.yaml", self.settings.node));
+            let path = directory.join(format!("{}.yaml", self.settings.node));
             self.writer.write(path, text, now);
             self.node_file = Some(file);
         }
         self.writer.flush(now);
     }
 
+    /// The node's object as it should be; none before the node has an address.
+    pub fn node_object(&self) -> Option<LoadBalancerNodeSpec> {
+        (self.own != NodeAddresses::default()).then(|| view::node_object(self))
+    }
+
     /// Everything that is wrong.
     pub(in crate::agent) fn problems(&self) -> Vec<Problem> {
         let mut problems = self.files.problems();
+        let (secret, source) = match &self.settings.origin {
+            Origin::Directory { manifests, outputs } => (
+                format!("file {}", outputs.secret().display()),
+                format!("directory {}", manifests.display()),
+            ),
+            Origin::Cluster => (
+                format!("Secret {}", crate::source::secret::NAME),
+                "API server".to_owned(),
+            ),
+        };
         let mut add = |object: String, sentence: &str| {
             problems.push(Problem {
                 object,
@@ -53,16 +70,16 @@ impl Core {
             }
         }
         if let Some(fault) = &self.secret_fault {
-            add(
-                format!("file {}", self.settings.outputs.secret().display()),
-                fault,
-            );
+            add(secret, fault);
         }
         if let Some(error) = &self.watch_error {
-            add(
-                format!("directory {}", self.settings.manifests.display()),
-                error,
-            );
+            add(source, error);
+        }
+        if let Some(fault) = &self.node_fault {
+            add(format!("LoadBalancerNode {}", self.settings.node), fault);
+        }
+        for (key, sentence) in &self.refused {
+            add(key.to_string(), sentence);
         }
         for (what, attempt) in [
             ("configuration", &self.common),
@@ -85,6 +102,20 @@ impl Core {
         problems
     }
 
+    /// Whether a Service without a table is one that the manager owes one. In a cluster its status says whether it has an
+    /// address; one that has none is not this node's business.
+    fn waits_for_a_table(&self, named: &Named) -> bool {
+        match self.settings.origin {
+            Origin::Directory { .. } => true,
+            Origin::Cluster => self
+                .index
+                .service(named)
+                .and_then(|service| service.status.as_ref()?.load_balancer.as_ref())
+                .and_then(|balancer| balancer.ingress.as_ref())
+                .is_some_and(|ingress| !ingress.is_empty()),
+        }
+    }
+
     /// Why the node should not be used yet, or not as it is.
     pub fn not_ready_because(&self) -> Vec<String> {
         let mut reasons = Vec::new();
@@ -93,15 +124,22 @@ impl Core {
                 reasons.push(reason.to_owned());
             }
         };
-        unless(self.listed, "the directory has not been read yet");
+        let (unread, missed) = match self.settings.origin {
+            Origin::Directory { .. } => (
+                "the directory has not been read yet",
+                "changes of the directory may be missed; see problems",
+            ),
+            Origin::Cluster => (
+                "the objects of the cluster have not been read yet",
+                "changes of the cluster may be missed; see problems",
+            ),
+        };
+        unless(self.listed, unread);
         unless(
             self.secrets.is_some(),
             "the secrets of the cluster are missing; start the manager",
         );
-        unless(
-            self.watch_error.is_none(),
-            "changes of the directory may be missed; see problems",
-        );
+        unless(self.watch_error.is_none(), missed);
         unless(
             self.common.due.is_none(),
             "configuration and peers are not applied yet",
@@ -118,6 +156,7 @@ impl Core {
         );
         let untold = self.known().into_iter().filter(|(named, table)| {
             table.is_none()
+                && self.waits_for_a_table(named)
                 && self
                     .statuses
                     .get(named)

@@ -1,32 +1,34 @@
 //! What the agent hears: files, interfaces, ways to other nodes. Each is noted, and what it makes due is marked; nothing
 //! is carried out here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Core, Settings, view};
+use super::{Core, Origin, view};
 use crate::api::file::ServiceStatus;
-use crate::api::service_table::ServiceTable;
+use crate::api::service_table::{ServiceTable, ServiceTableSpec};
 use crate::dataplane::attach::Interface;
 use crate::dataplane::links::{IfIndex, Links};
 use crate::dataplane::next_hop::{NextHops, turned_round};
 use crate::model::template::NextHop;
 use crate::source::directory::{Batch, Directory, WatchError};
 use crate::source::files::Content;
-use crate::source::index::{Index, Named};
+use crate::source::index::{Event, Index, Named};
+use crate::source::output::Outputs;
+use crate::source::parse::{Kind, Object, ObjectKey};
 use crate::source::secret::ClusterSecrets;
 
 impl Core {
-    /// Starts to follow everything that the agent reads.
-    pub fn open_directory(&self) -> Result<(Directory, Batch), WatchError> {
-        let Settings {
-            manifests, outputs, ..
-        } = &self.settings;
+    /// Starts to follow everything that the agent reads of a directory.
+    pub fn open_directory(
+        manifests: &Path,
+        outputs: &Outputs,
+    ) -> Result<(Directory, Batch), WatchError> {
         let directories = vec![
-            manifests.clone(),
+            manifests.to_owned(),
             outputs.root().to_owned(),
             outputs.tables(),
             outputs.statuses(),
@@ -36,19 +38,110 @@ impl Core {
 
     /// Takes in new contents of files.
     pub fn take(&mut self, batch: &Batch, now: Instant) {
+        let Origin::Directory { manifests, outputs } = self.settings.origin.clone() else {
+            return;
+        };
         for (path, content) in batch {
             let directory = path.parent().unwrap_or(Path::new(""));
-            if directory == self.settings.manifests {
+            if directory == manifests {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 self.files.update(&name, content, &mut self.index);
-            } else if directory == self.settings.outputs.tables() {
-                self.take_table(path, content, now);
-            } else if directory == self.settings.outputs.statuses() {
+            } else if directory == outputs.tables() {
+                self.take_table_file(path, content, now);
+            } else if directory == outputs.statuses() {
                 self.take_status(path, content);
-            } else if *path == self.settings.outputs.secret() {
-                self.take_secret(content, now);
+            } else if *path == outputs.secret() {
+                self.take_secret_file(content, now);
             }
         }
+        self.take_changes(now);
+        if !batch.is_empty() {
+            self.last_list = Some(jiff::Timestamp::now());
+        }
+    }
+
+    /// Takes in what the API server tells.
+    pub fn take_objects(&mut self, events: Vec<Event>, now: Instant) {
+        if !events.is_empty() {
+            self.last_list = Some(jiff::Timestamp::now());
+        }
+        for event in events {
+            match event {
+                Event::Apply(key, object) => self.take_object(key, Some(object), now),
+                Event::Delete(key) => self.take_object(key, None, now),
+                Event::Refused(key, sentence) => _ = self.refused.insert(key, sentence),
+                Event::Reset {
+                    kind,
+                    objects,
+                    refused,
+                } => self.take_list(kind, objects, refused, now),
+            }
+        }
+        self.take_changes(now);
+    }
+
+    fn take_object(&mut self, key: ObjectKey, object: Option<Object>, now: Instant) {
+        self.refused.remove(&key);
+        let named = named(&key);
+        match (key.kind, object) {
+            (Kind::ServiceTable, Some(Object::ServiceTable(table))) => {
+                self.take_table(named, Some(table.spec), now);
+            }
+            (Kind::ServiceTable, _) => self.take_table(named, None, now),
+            (Kind::Secret, Some(Object::Secret(secret))) => self.take_secret(
+                ClusterSecrets::from_secret(&secret).map_err(|error| error.to_string()),
+                now,
+            ),
+            (Kind::Secret, _) => self.take_secret(Err(SECRET_GONE.to_owned()), now),
+            (_, Some(object)) => _ = self.index.apply(key, object),
+            (_, None) => _ = self.index.delete(&key),
+        }
+    }
+
+    /// A whole list of a kind. What is not in it is gone.
+    fn take_list(
+        &mut self,
+        kind: Kind,
+        objects: BTreeMap<ObjectKey, Object>,
+        refused: BTreeMap<ObjectKey, String>,
+        now: Instant,
+    ) {
+        self.refused.retain(|key, _| key.kind != kind);
+        match kind {
+            Kind::ServiceTable => {
+                let there: BTreeSet<_> = objects.keys().chain(refused.keys()).map(named).collect();
+                let gone: Vec<_> = self
+                    .tables
+                    .keys()
+                    .filter(|named| !there.contains(*named))
+                    .cloned()
+                    .collect();
+                for named in gone {
+                    self.take_table(named, None, now);
+                }
+                for (key, object) in objects {
+                    self.take_object(key, Some(object), now);
+                }
+            }
+            Kind::Secret => {
+                for (key, object) in objects {
+                    self.take_object(key, Some(object), now);
+                }
+            }
+            Kind::Node
+            | Kind::Pod
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::Namespace
+            | Kind::AddressPool
+            | Kind::L2Advertisement
+            | Kind::LoadBalancerNode => _ = self.index.reset_kind(kind, objects, &refused),
+        }
+        self.refused.extend(refused);
+    }
+
+    /// Marks what is due after changes of objects.
+    fn take_changes(&mut self, now: Instant) {
         let changed = self.index.take_changed();
         if changed.nodes {
             self.own = view::own_addresses(self);
@@ -65,34 +158,39 @@ impl Core {
         if !changed.pods.is_empty() {
             self.locals.want(now);
         }
-        if !batch.is_empty() {
-            self.last_list = Some(jiff::Timestamp::now());
-        }
     }
 
-    fn take_table(&mut self, path: &Path, content: &Content, now: Instant) {
-        let Some(named) = named_of(path) else { return };
+    /// A Service's table came, changed or went.
+    pub fn take_table(&mut self, named: Named, spec: Option<ServiceTableSpec>, now: Instant) {
         let table = self.tables.entry(named).or_default();
+        if spec.is_some() && table.spec == spec && table.fault.is_none() {
+            return;
+        }
         table.attempt.want(now);
-        match content {
-            Content::Gone => {
-                table.spec = None;
-                table.fault = None;
-            }
-            Content::Unreadable(sentence) => table.fault = Some(sentence.clone()),
+        table.fault = None;
+        if let Some(spec) = &spec {
+            table.uid.clone_from(&spec.service_uid);
+            table.decoded = None;
+        }
+        table.spec = spec;
+    }
+
+    fn take_table_file(&mut self, path: &Path, content: &Content, now: Instant) {
+        let Some(named) = named_of(path) else { return };
+        let fault = match content {
+            Content::Gone => return self.take_table(named, None, now),
+            Content::Unreadable(sentence) => sentence.clone(),
             Content::Text(text) => match serde_saphyr::from_str::<ServiceTable>(text) {
-                Ok(object) => {
-                    table.uid.clone_from(&object.spec.service_uid);
-                    table.spec = Some(object.spec);
-                    table.decoded = None;
-                    table.fault = None;
-                }
+                Ok(object) => return self.take_table(named, Some(object.spec), now),
                 Err(error) => {
                     let what = error.without_snippet().to_string();
-                    table.fault = Some(what.lines().next().unwrap_or_default().to_owned());
+                    what.lines().next().unwrap_or_default().to_owned()
                 }
             },
-        }
+        };
+        let table = self.tables.entry(named).or_default();
+        table.attempt.want(now);
+        table.fault = Some(fault);
     }
 
     fn take_status(&mut self, path: &Path, content: &Content) {
@@ -107,14 +205,19 @@ impl Core {
         }
     }
 
-    fn take_secret(&mut self, content: &Content, now: Instant) {
+    fn take_secret_file(&mut self, content: &Content, now: Instant) {
         let read = match content {
             Content::Text(text) => {
                 ClusterSecrets::from_yaml(text).map_err(|error| error.to_string())
             }
             Content::Unreadable(sentence) => Err(sentence.clone()),
-            Content::Gone => Err("is gone; restore it, the last one stays in use".to_owned()),
+            Content::Gone => Err(SECRET_GONE.to_owned()),
         };
+        self.take_secret(read, now);
+    }
+
+    /// The secrets of the cluster, or what is wrong with them: then the last good ones stay in use.
+    pub fn take_secret(&mut self, read: Result<ClusterSecrets, String>, now: Instant) {
         match read {
             Ok(secrets) => {
                 self.secret_fault = None;
@@ -137,8 +240,23 @@ impl Core {
     }
 
     /// Whether changes may be missed at the moment.
-    pub fn watch_state(&mut self, error: Option<&WatchError>) {
-        self.watch_error = error.map(ToString::to_string);
+    pub fn watch_state(&mut self, error: Option<String>) {
+        self.watch_error = error;
+    }
+
+    /// Whether everything was read once.
+    pub fn is_listed(&self) -> bool {
+        self.listed
+    }
+
+    /// Why the node's object could not be written.
+    pub fn node_fault(&mut self, fault: Option<String>) {
+        self.node_fault = fault;
+    }
+
+    /// Whether some other agent is heard.
+    pub fn peer_heard(&mut self, heard: bool) {
+        self.peer_heard = heard;
     }
 
     /// Takes in what became of the programs on the interfaces.
@@ -171,6 +289,16 @@ impl Core {
             self.next_hops = next_hops;
             self.common.want(Instant::now());
         }
+    }
+}
+
+/// What is said when the Secret is removed.
+const SECRET_GONE: &str = "is gone; restore it, the last one stays in use";
+
+fn named(key: &ObjectKey) -> Named {
+    Named {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
     }
 }
 

@@ -201,9 +201,11 @@ fn agent(manifests: &Path, maps: &Shared) -> Core {
         addresses: Vec::new(),
         relay: true,
         pin_dir: "/pins".into(),
-        manifests: manifests.to_owned(),
         flows: 1024,
-        outputs: Outputs::below(manifests),
+        origin: Origin::Directory {
+            manifests: manifests.to_owned(),
+            outputs: Outputs::below(manifests),
+        },
     };
     let (wanted, _) = watch::channel(BTreeSet::new());
     let mut core = Core::start(settings, Box::new(maps.clone()), Fresh::default(), wanted).unwrap();
