@@ -46,6 +46,22 @@ pub enum Write {
     },
 }
 
+/// What should be there for one Service.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Wanted<'a> {
+    /// Nothing: it is gone, or not ours.
+    Nothing,
+    /// It is not decided yet: leave everything as it is.
+    Undecided,
+    /// It is ours.
+    This {
+        /// Its table; none while it is pending.
+        table: Option<&'a ServiceTableSpec>,
+        /// What is told about it.
+        status: &'a ServiceStatus,
+    },
+}
+
 /// What is known of one Service.
 #[derive(Default)]
 pub(super) struct State {
@@ -77,6 +93,15 @@ pub struct Core {
     deadlines: BTreeSet<(Timestamp, Named)>,
     /// Services by the pods that their tables name: who must hear of a death.
     pub(super) named_by: BTreeMap<String, BTreeSet<Named>>,
+}
+
+impl Write {
+    /// The Service.
+    pub fn named(&self) -> &Named {
+        match self {
+            Self::Table { named, .. } | Self::Status { named, .. } => named,
+        }
+    }
 }
 
 impl Core {
@@ -214,6 +239,23 @@ impl Core {
             self.reconcile(named, now, wall, &mut writes);
         }
         writes
+    }
+
+    /// What should be there for a Service.
+    pub fn wanted(&self, named: &Named) -> Wanted<'_> {
+        match self.services.get(named) {
+            None => Wanted::Nothing,
+            Some(State {
+                service: Some(_),
+                status: Some(status),
+                table,
+                ..
+            }) => Wanted::This {
+                table: table.as_ref(),
+                status,
+            },
+            Some(_) => Wanted::Undecided,
+        }
     }
 
     /// When there is something to do next without an event.

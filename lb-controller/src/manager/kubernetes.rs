@@ -133,9 +133,9 @@ impl Shell {
             self.lead(listed && !more, now);
             if self.leading {
                 for write in self.core.work(now, wall) {
-                    self.desk.want(write);
+                    self.desk.touch(write.named().clone());
                 }
-                self.desk.pump(self.core.index(), now);
+                self.desk.pump(&self.core, now);
                 self.pools.work(&self.core, now, wall);
             }
             self.tell(shared, wall);
@@ -177,7 +177,7 @@ impl Shell {
                     self.touch(key);
                     if let Some(table) = object.service_table() {
                         let named = named(key);
-                        if self.leading && self.desk.is_contested(&named, table) {
+                        if self.leading && self.desk.is_contested(&self.core, &named, table) {
                             tracing::warn!(service = %named, "its table was written by somebody else, who led meanwhile; going on from it");
                             self.core.resume_table(named.clone(), table.spec.clone());
                             self.core.index_mut().touch(named);
@@ -212,20 +212,18 @@ impl Shell {
 
     /// Whether a watch brings what a write of ours has already replaced.
     fn is_stale(&self, key: &ObjectKey, object: &Object) -> bool {
-        let version = |object: &Object| {
-            let meta = match object {
-                Object::Service(service) => &service.metadata,
-                Object::ServiceTable(table) => &table.metadata,
-                _ => return None,
-            };
-            Some((
-                meta.uid.clone(),
-                meta.resource_version.as_ref()?.parse::<u64>().ok()?,
-            ))
-        };
         let known = self.core.index().object(key).and_then(version);
         match (known, version(object)) {
             (Some((known_uid, known)), Some((uid, new))) => known_uid == uid && new < known,
+            (_, _) => false,
+        }
+    }
+
+    /// Whether an object is the one that we know, and not older.
+    fn is_known(&self, key: &ObjectKey, object: &Object) -> bool {
+        let known = self.core.index().object(key).and_then(version);
+        match (known, version(object)) {
+            (Some((known_uid, known)), Some((uid, new))) => known_uid == uid && new >= known,
             (_, _) => false,
         }
     }
@@ -275,15 +273,15 @@ impl Shell {
     }
 
     fn ended(&mut self, done: desk::Done) {
-        let seen = self.desk.take(done, self.core.index(), Instant::now());
-        if let Some(desk::Seen { key, object }) = seen {
+        let seen = self.desk.take(done, Instant::now());
+        if let Some(desk::Seen { key, object, made }) = seen {
             match object {
-                Some(object) => {
+                // Not if it went meanwhile, or if another one has its name now.
+                Some(object) if made || self.is_known(&key, &object) => {
                     let event = crate::source::kubernetes::written(key, object);
-                    if !matches!(&event, Event::Apply(key, object) if self.is_stale(key, object)) {
-                        self.core.index_mut().take(event);
-                    }
+                    self.core.index_mut().take(event);
                 }
+                Some(_) => {}
                 None => _ = self.core.index_mut().delete(&key),
             }
             if self.leading {
@@ -327,6 +325,19 @@ impl Shell {
             not_ready_because: reasons,
         });
     }
+}
+
+/// UID and version of what we write; versions of one object are numbers that grow (Kubernetes 1.35, KEP-5504).
+fn version(object: &Object) -> Option<(Option<String>, u64)> {
+    let table = object.service_table().map(|table| &table.metadata);
+    let meta = object
+        .service()
+        .map(|service| &service.metadata)
+        .or(table)?;
+    Some((
+        meta.uid.clone(),
+        meta.resource_version.as_ref()?.parse().ok()?,
+    ))
 }
 
 fn named(key: &ObjectKey) -> Named {

@@ -266,7 +266,8 @@ impl Allocation {
                 let range = pool.ranges.iter().find(|range| range.contains(*vip))?;
                 Some((pool.name.clone(), *range))
             });
-            if let Some(place) = place {
+            // One that was asked for says nothing about where free ones are.
+            if let Some(place) = place.filter(|_| claim.asked.is_empty()) {
                 self.cursors.insert(place, *vip);
             }
             self.addresses

@@ -12,11 +12,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::events::{Note, Notes};
-use super::step::{self, Step, Told, Wanted};
+use super::step::{self, Step, Told};
 use crate::admin::Problem;
 use crate::api::service_table::ServiceTable;
-use crate::manager::core::Write;
-use crate::source::index::{Index, Named};
+use crate::manager::core::{Core, Wanted};
+use crate::source::index::Named;
 use crate::source::kubernetes::{causes, refusal};
 use crate::source::parse::{Kind, Object, ObjectKey};
 
@@ -48,13 +48,14 @@ pub(super) struct Seen {
     pub(super) key: ObjectKey,
     /// None: it is gone.
     pub(super) object: Option<Object>,
+    /// It is new.
+    pub(super) made: bool,
 }
 
 /// All writes.
 pub(super) struct Desk {
     client: Client,
     notes: Notes,
-    wanted: BTreeMap<Named, Wanted>,
     dirty: BTreeSet<Named>,
     busy: BTreeSet<Named>,
     failures: BTreeMap<Named, Failure>,
@@ -71,7 +72,6 @@ impl Desk {
         Self {
             client,
             notes,
-            wanted: BTreeMap::new(),
             dirty: BTreeSet::new(),
             busy: BTreeSet::new(),
             failures: BTreeMap::new(),
@@ -85,61 +85,38 @@ impl Desk {
 
     /// Wants nothing any more: somebody else leads. Requests under way end by themselves.
     pub(super) fn clear(&mut self) {
-        self.wanted.clear();
         self.dirty.clear();
         self.failures.clear();
         self.contested.clear();
     }
 
-    pub(super) fn want(&mut self, write: Write) {
-        let named = match write {
-            Write::Table { named, table } => {
-                match table {
-                    Some(table) => {
-                        self.wanted.entry(named.clone()).or_default().table = Some(table);
-                    }
-                    None => {
-                        if let Some(wanted) = self.wanted.get_mut(&named) {
-                            wanted.table = None;
-                        }
-                    }
-                }
-                named
-            }
-            Write::Status { named, status } => {
-                match status {
-                    Some(status) => {
-                        self.wanted.entry(named.clone()).or_default().status = Some(status);
-                    }
-                    None => _ = self.wanted.remove(&named),
-                }
-                named
-            }
-        };
-        self.dirty.insert(named);
-    }
-
-    /// Something came by watch.
+    /// Something changed in what is there or in what is wanted.
     pub(super) fn touch(&mut self, named: Named) {
         self.dirty.insert(named);
     }
 
-    /// The table that is wanted for a Service, if what is there is newer: somebody else has led meanwhile.
-    pub(super) fn is_contested(&mut self, named: &Named, found: &ServiceTable) -> bool {
-        let newer = self
-            .wanted
-            .get(named)
-            .and_then(|wanted| wanted.table.as_ref())
-            .is_some_and(|table| {
+    /// Whether a table that a write of ours has met is newer than what is wanted: somebody else has led meanwhile.
+    pub(super) fn is_contested(
+        &mut self,
+        core: &Core,
+        named: &Named,
+        found: &ServiceTable,
+    ) -> bool {
+        let newer = match core.wanted(named) {
+            Wanted::This {
+                table: Some(table), ..
+            } => {
                 table.service_uid == found.spec.service_uid
                     && found.spec.version >= table.version
-                    && **table != found.spec
-            });
+                    && *table != found.spec
+            }
+            Wanted::This { table: None, .. } | Wanted::Nothing | Wanted::Undecided => false,
+        };
         newer && self.contested.remove(named)
     }
 
     /// Starts what may be started.
-    pub(super) fn pump(&mut self, index: &Index, now: Instant) {
+    pub(super) fn pump(&mut self, core: &Core, now: Instant) {
         while self.tasks.try_join_next().is_some() {}
         let ready: Vec<_> = self
             .dirty
@@ -157,10 +134,11 @@ impl Desk {
                 return;
             }
             self.dirty.remove(&named);
-            let table = table_key(&named);
-            let table = index.object(&table).and_then(Object::service_table);
-            let Some(step) = step::next(self.wanted.get(&named), index.service(&named), table)
-            else {
+            let index = core.index();
+            let table = index
+                .object(&table_key(&named))
+                .and_then(Object::service_table);
+            let Some(step) = step::next(core.wanted(&named), index.service(&named), table) else {
                 self.failures.remove(&named);
                 continue;
             };
@@ -199,7 +177,7 @@ impl Desk {
     }
 
     /// Takes in how a request ended. Gives what is known of the object now.
-    pub(super) fn take(&mut self, done: Done, index: &Index, now: Instant) -> Option<Seen> {
+    pub(super) fn take(&mut self, done: Done, now: Instant) -> Option<Seen> {
         let Done {
             named,
             step,
@@ -223,14 +201,11 @@ impl Desk {
             Ok(object) => {
                 self.written += 1;
                 self.failures.remove(&named);
-                self.note(&named, &step, index);
-                Some(Seen { key, object })
-            }
-            Err(kube::Error::Api(status))
-                if status.code == 404 && !is_missing_definition(&status) =>
-            {
-                // It went meanwhile; the watch tells the rest.
-                Some(Seen { key, object: None })
+                if let Some(service) = object.as_ref().and_then(Object::service) {
+                    self.note(service, &step);
+                }
+                let made = matches!(step, Step::CreateTable(_));
+                Some(Seen { key, object, made })
             }
             Err(error) => {
                 if is_table && matches!(&error, kube::Error::Api(status) if status.code == 409) {
@@ -278,7 +253,7 @@ impl Desk {
         failure.sentence = sentence;
     }
 
-    fn note(&self, named: &Named, step: &Step, index: &Index) {
+    fn note(&self, service: &Service, step: &Step) {
         let note = match step {
             Step::AddFinalizer(_) => {
                 Note::normal("EnsuringLoadBalancer", "ensuring load balancer".to_owned())
@@ -306,9 +281,7 @@ impl Desk {
             | Step::DeleteTable
             | Step::ReleaseTable(_) => return,
         };
-        if let Some(service) = index.service(named) {
-            self.notes.publish(service, note);
-        }
+        self.notes.publish(service, note);
     }
 
     /// What could not be written, and why.
@@ -339,14 +312,6 @@ pub(super) fn service_key(named: &Named) -> ObjectKey {
         namespace: named.namespace.clone(),
         name: named.name.clone(),
     }
-}
-
-/// A missing object has details that name it; a missing definition has none.
-fn is_missing_definition(status: &kube::core::Status) -> bool {
-    status
-        .details
-        .as_ref()
-        .is_none_or(|details| details.name.is_empty())
 }
 
 fn verb(step: &Step) -> (&'static str, &'static str) {

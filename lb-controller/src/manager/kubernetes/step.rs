@@ -12,19 +12,13 @@ use serde_json::{Value, json};
 
 use crate::api::file::{ConditionStatus, ServiceStatus, condition};
 use crate::api::service_table::{ServiceTable, ServiceTableSpec};
+use crate::manager::core::Wanted;
 use crate::model::service::CLASS;
 
 /// Keeps a Service until its load balancer is gone.
 pub(super) const SERVICE_FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 /// Keeps a table until its Service is.
 pub(super) const TABLE_FINALIZER: &str = "bowline.dev/table";
-
-/// What is wanted for a Service that is ours.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub(super) struct Wanted {
-    pub(super) table: Option<Box<ServiceTableSpec>>,
-    pub(super) status: Option<Box<ServiceStatus>>,
-}
 
 /// The next write.
 #[derive(Clone, PartialEq, Debug)]
@@ -62,14 +56,17 @@ pub(super) enum Told {
 
 /// The next step; none if all is as wanted, or if something has to come by watch first.
 pub(super) fn next(
-    wanted: Option<&Wanted>,
+    wanted: Wanted<'_>,
     service: Option<&k8s::Service>,
     table: Option<&ServiceTable>,
 ) -> Option<Step> {
-    match (wanted, service) {
-        (Some(wanted), Some(service)) => keep(wanted, service, table),
-        (Some(_), None) => None,
-        (None, service) => {
+    match wanted {
+        Wanted::Undecided => None,
+        Wanted::This {
+            table: spec,
+            status,
+        } => keep(spec, status, service?, table),
+        Wanted::Nothing => {
             if let Some(table) = table {
                 return remove(table);
             }
@@ -96,13 +93,18 @@ fn remove(table: &ServiceTable) -> Option<Step> {
     Some(Step::ReleaseTable(Box::new(table)))
 }
 
-fn keep(wanted: &Wanted, service: &k8s::Service, table: Option<&ServiceTable>) -> Option<Step> {
+fn keep(
+    wanted: Option<&ServiceTableSpec>,
+    status: &ServiceStatus,
+    service: &k8s::Service,
+    table: Option<&ServiceTable>,
+) -> Option<Step> {
     if !has_finalizer(service) {
         let mut finalizers = service.metadata.finalizers.clone().unwrap_or_default();
         finalizers.push(SERVICE_FINALIZER.to_owned());
         return Some(Step::AddFinalizer(finalizers_patch(service, &finalizers)));
     }
-    match (&wanted.table, table) {
+    match (wanted, table) {
         (Some(spec), Some(table)) => {
             let held = table
                 .metadata
@@ -112,9 +114,9 @@ fn keep(wanted: &Wanted, service: &k8s::Service, table: Option<&ServiceTable>) -
                 .any(|f| f == TABLE_FINALIZER);
             // An object that is being deleted takes no new finalizers.
             let holdable = table.metadata.deletion_timestamp.is_none();
-            if table.spec != **spec || (!held && holdable) {
+            if table.spec != *spec || (!held && holdable) {
                 let mut table = table.clone();
-                table.spec = (**spec).clone();
+                table.spec = spec.clone();
                 if !held && holdable {
                     table
                         .metadata
@@ -128,7 +130,7 @@ fn keep(wanted: &Wanted, service: &k8s::Service, table: Option<&ServiceTable>) -
         (Some(spec), None) => {
             let meta = &service.metadata;
             let mut table =
-                ServiceTable::new(meta.name.as_deref().unwrap_or_default(), (**spec).clone());
+                ServiceTable::new(meta.name.as_deref().unwrap_or_default(), spec.clone());
             table.metadata.namespace.clone_from(&meta.namespace);
             table.metadata.finalizers = Some(vec![TABLE_FINALIZER.to_owned()]);
             return Some(Step::CreateTable(Box::new(table)));
@@ -140,10 +142,10 @@ fn keep(wanted: &Wanted, service: &k8s::Service, table: Option<&ServiceTable>) -
         }
         (None, None) => {}
     }
-    status(wanted.status.as_deref()?, service)
+    tell(status, service)
 }
 
-fn status(wanted: &ServiceStatus, service: &k8s::Service) -> Option<Step> {
+fn tell(wanted: &ServiceStatus, service: &k8s::Service) -> Option<Step> {
     let before = service.status.clone().unwrap_or_default();
     let ingress: Vec<_> = wanted
         .vips

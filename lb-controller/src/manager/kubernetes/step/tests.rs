@@ -12,14 +12,14 @@ fn service(spec: &str) -> k8s::Service {
 
 const OURS: &str = "{type: LoadBalancer, loadBalancerClass: bowline.dev/xdp}";
 
-fn wanted() -> Wanted {
-    Wanted {
-        table: Some(Box::new(ServiceTableSpec {
+fn wanted() -> Wanted<'static> {
+    Wanted::This {
+        table: Some(Box::leak(Box::new(ServiceTableSpec {
             service_uid: "u1".into(),
             version: 1,
             ..ServiceTableSpec::default()
-        })),
-        status: Some(Box::new(ServiceStatus {
+        }))),
+        status: Box::leak(Box::new(ServiceStatus {
             api_version: API_VERSION.into(),
             kind: "ServiceStatus".into(),
             metadata: Metadata {
@@ -96,7 +96,7 @@ fn apply(
 }
 
 fn run(
-    wanted: Option<&Wanted>,
+    wanted: Wanted<'_>,
     service: &mut Option<k8s::Service>,
     table: &mut Option<ServiceTable>,
 ) -> Vec<String> {
@@ -111,7 +111,7 @@ fn run(
 #[test]
 fn the_finalizer_is_first_and_the_status_last_and_all_is_taken_away_again() {
     let (mut service, mut table) = (Some(service(OURS)), None);
-    let steps = run(Some(&wanted()), &mut service, &mut table);
+    let steps = run(wanted(), &mut service, &mut table);
     assert_eq!(steps, ["finalizer", "create", "Ensured(\"198.51.100.1\")"]);
     let ingress = &addresses(service.as_ref().unwrap())[0];
     assert_eq!(
@@ -120,7 +120,7 @@ fn the_finalizer_is_first_and_the_status_last_and_all_is_taken_away_again() {
     );
     service.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
     assert_eq!(
-        run(None, &mut service, &mut table),
+        run(Wanted::Nothing, &mut service, &mut table),
         ["delete", "release", "Deleting", "no finalizer"]
     );
     assert_eq!((service, table), (None, None));
@@ -129,11 +129,11 @@ fn the_finalizer_is_first_and_the_status_last_and_all_is_taken_away_again() {
 #[test]
 fn another_type_loses_address_finalizer_and_conditions() {
     let (mut service, mut table) = (Some(service(OURS)), None);
-    run(Some(&wanted()), &mut service, &mut table);
+    run(wanted(), &mut service, &mut table);
     let spec = service.as_mut().unwrap().spec.as_mut().unwrap();
     spec.type_ = Some("ClusterIP".into());
     spec.load_balancer_class = None;
-    let steps = run(None, &mut service, &mut table);
+    let steps = run(Wanted::Nothing, &mut service, &mut table);
     assert_eq!(
         steps,
         ["delete", "release", "Deleting", "no finalizer", "Nothing"]
@@ -147,16 +147,16 @@ fn another_type_loses_address_finalizer_and_conditions() {
 #[test]
 fn what_somebody_else_undoes_is_done_again() {
     let (mut service, mut table) = (Some(service(OURS)), None);
-    run(Some(&wanted()), &mut service, &mut table);
+    run(wanted(), &mut service, &mut table);
     let object = service.as_mut().unwrap();
     object.metadata.finalizers = None;
     object.status = None;
     table.as_mut().unwrap().spec.version = 99;
     table.as_mut().unwrap().metadata.finalizers = None;
-    let steps = run(Some(&wanted()), &mut service, &mut table);
+    let steps = run(wanted(), &mut service, &mut table);
     assert_eq!(steps, ["finalizer", "replace", "Ensured(\"198.51.100.1\")"]);
     assert_eq!(
-        run(Some(&wanted()), &mut service, &mut table),
+        run(wanted(), &mut service, &mut table),
         Vec::<String>::new()
     );
 }
@@ -164,7 +164,7 @@ fn what_somebody_else_undoes_is_done_again() {
 #[test]
 fn a_foreign_class_is_not_touched_whatever_it_carries() {
     let (mut ours, mut table) = (Some(service(OURS)), None);
-    run(Some(&wanted()), &mut ours, &mut table);
+    run(wanted(), &mut ours, &mut table);
     for class in [
         "{type: LoadBalancer, loadBalancerClass: example.com/other}",
         "{type: LoadBalancer}",
@@ -172,8 +172,8 @@ fn a_foreign_class_is_not_touched_whatever_it_carries() {
         let mut foreign = service(class);
         foreign.metadata.finalizers = Some(vec![SERVICE_FINALIZER.into()]);
         foreign.status.clone_from(&ours.as_ref().unwrap().status);
-        assert_eq!(next(None, Some(&foreign), None), None);
+        assert_eq!(next(Wanted::Nothing, Some(&foreign), None), None);
     }
     let plain = service("{type: ClusterIP}");
-    assert_eq!(next(None, Some(&plain), None), None);
+    assert_eq!(next(Wanted::Nothing, Some(&plain), None), None);
 }
