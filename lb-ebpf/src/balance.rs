@@ -1,7 +1,8 @@
 //! The balancer: from a packet to a backend. Reads tables, writes nothing but counters and ports of fragments.
 
 use crate::abi::{
-    Backend, DropReason, SLOT_DEVIATES, ServiceEntry, Slot, TableRef, Tuple, backend_flag,
+    Backend, DropReason, SLOT_DEVIATES, ServiceEntry, Slot, SourceKey, TableRef, Tuple,
+    backend_flag, service_flag,
 };
 use crate::encap::{self, Asked, Carried};
 use crate::family::Family;
@@ -47,7 +48,7 @@ pub fn choose<T: Shared>(
 ) -> Result<u32, DropReason> {
     // A Service that never had a pod has no rows; those at index 0 are another's.
     if service.current.size == 0 {
-        return Err(DropReason::NoBackend);
+        return Err(nobody(service));
     }
     let slot = slot(*tables, service, &service.current, hash).ok_or(DropReason::TableFault)?;
     // Mid-flow packets of a slot that deviates go to the agreed occupant first.
@@ -60,9 +61,38 @@ pub fn choose<T: Shared>(
         }
     }
     if slot.first == 0 {
-        return Err(DropReason::NoBackend);
+        return Err(nobody(service));
     }
     Ok(slot.first)
+}
+
+/// Why nobody gets a packet: under policy Local another node may have somebody.
+#[inline(always)]
+pub(crate) const fn nobody(service: &ServiceEntry) -> DropReason {
+    if service.flags & service_flag::LOCAL_POLICY != 0 {
+        DropReason::NoLocalBackend
+    } else {
+        DropReason::NoBackend
+    }
+}
+
+/// Whether a source may speak to a Service.
+#[inline(always)]
+pub fn admits<F: Family, T: Shared>(tables: T, service: &ServiceEntry, source: F::Addr) -> bool {
+    service.flags & service_flag::SOURCE_RANGES == 0
+        || tables.admits(&SourceKey::new(service.id, F::IS_V6, F::mapped(source)))
+}
+
+/// Whether the sender of a packet may speak to the Service with an id that has source ranges. Reads the source anew: a
+/// reference to it would keep it in memory for all packets.
+#[inline(never)]
+pub(crate) fn admits_sender<F: Family, X: Frame, T: Shared>(
+    handle: X::Handle,
+    tables: T,
+    id: u32,
+) -> bool {
+    let source = X::open(handle).read::<F::Addr>(crate::subject::IP_AT + F::SRC_AT);
+    source.is_some_and(|source| tables.admits(&SourceKey::new(id, F::IS_V6, F::mapped(source))))
 }
 
 /// Sends a packet on its way to `backend_id`: encapsulated, or as an arrival at this node's own pod.
@@ -155,6 +185,10 @@ pub fn balance_subject<F: Family, X: Frame, T: Tables<F>>(
     let Some(service) = tables.service(&F::service_key(dst, ports.dst, proto)) else {
         return Verdict::PASS;
     };
+    // An error is about what the pod sent to its client, so it is the client who must be let in, not the router.
+    if !admits::<F, T>(tables, service, subject.tuple.src) {
+        return DropReason::SourceRange.into();
+    }
     balance::<F, X, T>(frame, tables, service, ip, &subject.tuple, |_| {
         subject.is_first()
     })

@@ -8,7 +8,7 @@
 //! everything else passes untouched
 //! ```
 
-use crate::abi::{DropReason, Stat, VLAN_DEPTH_MAX};
+use crate::abi::{DropReason, Stat, VLAN_DEPTH_MAX, service_flag};
 use crate::balance;
 use crate::decap;
 use crate::family::{Family, Next, V4, V6};
@@ -158,6 +158,11 @@ fn ip<F: Family, X: Frame, T: AllTables + Tables<F>>(frame: &mut X, tables: T) -
             Verdict::PASS
         };
     };
+    if service.flags & service_flag::SOURCE_RANGES != 0
+        && !balance::admits_sender::<F, X, T>(frame.handle(), tables, service.id)
+    {
+        return DropReason::SourceRange.into();
+    }
     let tuple = crate::abi::Tuple {
         src: F::src(&ip),
         dst: F::dst(&ip),

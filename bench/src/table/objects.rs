@@ -43,6 +43,7 @@ pub(super) fn service(number: u32, first: u32, slots: u16, size: u32) -> Service
             older: Vec::new(),
             vacant: Vec::new(),
         }],
+        ..ServiceTableSpec::default()
     }
 }
 

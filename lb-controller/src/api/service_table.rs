@@ -15,6 +15,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,13 @@ pub struct ServiceTableSpec {
     pub version: u64,
     /// The addresses, at most one per family.
     pub vips: Vec<IpAddr>,
+    /// Sources that may speak to it; everybody if there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub source_ranges: Vec<IpNet>,
+    /// Which pods packets go to.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub traffic_policy: TrafficPolicy,
     /// Names of nodes that pods refer to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<String>,
@@ -66,6 +74,16 @@ pub struct Pod {
     /// Its IPv6 address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<Ipv6Addr>,
+}
+
+/// `externalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum TrafficPolicy {
+    /// To any pod.
+    #[default]
+    Cluster,
+    /// To pods of the node where the packet enters.
+    Local,
 }
 
 /// An IP family.
@@ -294,6 +312,8 @@ mod tests {
                 "198.51.100.1".parse().unwrap(),
                 "2001:db8::1".parse().unwrap(),
             ],
+            source_ranges: vec!["203.0.113.0/24".parse().unwrap()],
+            traffic_policy: TrafficPolicy::Local,
             nodes: (0..1000)
                 .map(|n| format!("node-{n}.example.internal"))
                 .collect(),

@@ -15,7 +15,7 @@ use super::service::Service;
 use super::shape::Weight;
 use super::slot::Slots;
 use super::table::{self, Group};
-use crate::api::service_table::{Family, Port, ServiceTableSpec};
+use crate::api::service_table::{Family, Port, ServiceTableSpec, TrafficPolicy};
 
 /// How long an endpoint without a pod is remembered after it has left all slices: nobody reports its death.
 pub const PODLESS_LINGER: SignedDuration = SignedDuration::from_hours(1);
@@ -89,6 +89,8 @@ pub fn assign(
     }
     let version = last.map_or(1, |last| last.version);
     let mut table = table::encode(&service.uid, version, &service.vips, &groups);
+    table.source_ranges.clone_from(&service.source_ranges);
+    table.traffic_policy = service.traffic_policy;
     let changed = last != Some(&table);
     if changed && last.is_some() {
         table.version += 1;
@@ -237,10 +239,18 @@ impl Next<'_> {
         }
         if usable.is_empty() {
             for Port { port, protocol, .. } in group.ports.clone() {
-                self.report(Fault::NoEndpoints {
-                    family: group.family,
-                    port,
-                    protocol,
+                let family = group.family;
+                self.report(match self.service.traffic_policy {
+                    TrafficPolicy::Cluster => Fault::NoEndpoints {
+                        family,
+                        port,
+                        protocol,
+                    },
+                    TrafficPolicy::Local => Fault::NoLocalEndpoints {
+                        family,
+                        port,
+                        protocol,
+                    },
                 });
             }
         }

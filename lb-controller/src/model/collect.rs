@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
-use lb_ebpf::abi::{self, SLOT_DEVIATES};
+use lb_ebpf::abi::{self, SLOT_DEVIATES, service_flag};
 use lb_ebpf::wire::{Addr6, Be32, Mac};
 
 use super::backends;
@@ -30,6 +30,7 @@ impl Installed {
         ops.extend(live.free_sets());
         ops.extend(live.free_regions());
         ops.extend(live.free_backends());
+        ops.extend(live.free_source_ranges());
         if !ops.is_empty() || !self.orphans.is_empty() {
             ops.insert(0, Op::Grace);
         }
@@ -288,6 +289,21 @@ impl<'a> Live<'a> {
         let regions = self.installed.region_values.iter();
         let free = regions.filter(|(_, (region, _))| !named.contains(&region.rows));
         free.map(|(RegionId(id), _)| Op::FreeRegion { id: RegionId(*id) })
+            .collect()
+    }
+
+    /// Source ranges of ids that no entry asks about.
+    fn free_source_ranges(&self) -> Vec<Op> {
+        let entries = self.installed.services.values();
+        let asking: HashSet<u32> = entries
+            .filter(|entry| entry.flags & service_flag::SOURCE_RANGES != 0)
+            .map(|entry| entry.id)
+            .collect();
+        let ranges = self.installed.source_ranges.iter();
+        ranges
+            .filter(|(id, _)| !asking.contains(id))
+            .flat_map(|(_, ranges)| ranges)
+            .map(|range| Op::RemoveSourceRange { range: *range })
             .collect()
     }
 

@@ -5,9 +5,11 @@
 //! rows of new shapes                   nobody names them yet
 //! sets                                 fresh ids, so immutable for readers
 //! slots                                one aligned store each: {first, set}; old rows find the new occupant
+//! source ranges                        nobody asks for them yet
 //! service entries                      from here on new rows are read; all slots they name are there
 //! VIP markers                          a VIP answers once a port of it is there
 //! removals of entries, then of markers
+//! source ranges that went              the others are there
 //! ```
 //! What nothing names any more is freed later and after a grace period: see [`super::collect`].
 

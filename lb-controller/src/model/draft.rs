@@ -1,12 +1,14 @@
 //! A plan being made for one Service: operations by kind, and the ids that they use. See [`super::diff`] for their order.
 
+use std::collections::BTreeSet;
+
 use lb_ebpf::abi::{self, ROWS_PER_ELEMENT, SLOT_DEVIATES, service_flag};
 
 use super::backends;
 use super::installed::{Installed, PlanError, range_len};
 use super::maglev;
 use super::op::{BackendId, Op, RegionId, ServiceKey, SetId, SlotIndex};
-use super::plan::{CELL, Entry, Service, Table, port_of, vip_key};
+use super::plan::{CELL, Entry, Service, Table, port_of, source_range, vip_key};
 
 /// Cells compared at once: a kilobyte, which is one call of `memcmp` and still finds the one that changed quickly.
 const CELLS_AT_ONCE: usize = 64;
@@ -47,8 +49,14 @@ pub(super) struct Draft<'a> {
     rows: Vec<Op>,
     sets: Vec<Op>,
     slots: Vec<Op>,
+    /// Source ranges that must be there before the entries.
+    ranges: Vec<Op>,
     services: Vec<Op>,
     removals: Vec<Op>,
+    /// Source ranges that may go after the entries.
+    stale_ranges: Vec<Op>,
+    /// Service ids whose source ranges are planned.
+    ranged: Vec<u32>,
     next_set: u32,
     next_region: u32,
     next_service: u32,
@@ -67,8 +75,11 @@ impl<'a> Draft<'a> {
             rows: Vec::new(),
             sets: Vec::new(),
             slots: Vec::new(),
+            ranges: Vec::new(),
             services: Vec::new(),
             removals: Vec::new(),
+            stale_ranges: Vec::new(),
+            ranged: Vec::new(),
             next_set: 1,
             next_region: 0,
             next_service: 0,
@@ -84,8 +95,10 @@ impl<'a> Draft<'a> {
             self.rows,
             self.sets,
             self.slots,
+            self.ranges,
             self.services,
             self.removals,
+            self.stale_ranges,
         ] {
             ops.extend(more);
         }
@@ -114,6 +127,7 @@ impl<'a> Draft<'a> {
             Some(old) => old.id,
             None => self.service_id(service, entry.key)?,
         };
+        self.source_ranges(service, value.id, old);
         if old != Some(value) {
             self.services.push(Op::Service {
                 key: entry.key,
@@ -121,6 +135,31 @@ impl<'a> Draft<'a> {
             });
         }
         self.marker(entry.key)
+    }
+
+    /// Ranges that are missing go before the entry. Those that are there in vain go after it; before it, if no packet asks
+    /// for them yet: an id never inherits the ranges of its last owner. Those of a Service that has none any more are left
+    /// to [`Installed::collect`], since packets under way may still ask for them.
+    fn source_ranges(&mut self, service: &Service, id: u32, old: Option<abi::ServiceEntry>) {
+        if service.source_ranges.is_empty() || self.ranged.contains(&id) {
+            return;
+        }
+        self.ranged.push(id);
+        let asked = old.is_some_and(|old| old.flags & service_flag::SOURCE_RANGES != 0);
+        let ranges = service.source_ranges.iter();
+        let wanted: BTreeSet<_> = ranges.map(|range| source_range(id, *range)).collect();
+        let none = BTreeSet::new();
+        let there = self.installed.source_ranges.get(&id).unwrap_or(&none);
+        let stale = there.difference(&wanted);
+        let stale = stale.map(|range| Op::RemoveSourceRange { range: *range });
+        if asked {
+            self.stale_ranges.extend(stale);
+        } else {
+            self.ranges.extend(stale);
+        }
+        let missing = wanted.difference(there);
+        self.ranges
+            .extend(missing.map(|range| Op::SourceRange { range: *range }));
     }
 
     /// The range of an entry's slots: the old one if there is room in it, else a new one.

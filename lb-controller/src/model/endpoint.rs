@@ -15,7 +15,7 @@ use super::candidate::ENDPOINT_UID_PREFIX;
 use super::problem::{Fault, Problem, WEIGHT_ANNOTATION};
 use super::service::{Service, is_unicast, protocol};
 use super::shape::Weight;
-use crate::api::service_table::{Family, Protocol};
+use crate::api::service_table::{Family, Protocol, TrafficPolicy};
 
 /// What is known of pods and nodes.
 pub trait Cluster {
@@ -105,6 +105,7 @@ pub struct Endpoints {
     pub podless: BTreeSet<Arc<str>>,
     /// What is wrong.
     pub problems: BTreeSet<Problem>,
+    policy: TrafficPolicy,
 }
 
 impl Endpoints {
@@ -118,7 +119,10 @@ impl Endpoints {
             service,
             cluster,
             seen: BTreeMap::new(),
-            out: Self::default(),
+            out: Self {
+                policy: service.traffic_policy,
+                ..Self::default()
+            },
         };
         for slice in slices {
             merge.slice(slice);
@@ -127,24 +131,23 @@ impl Endpoints {
     }
 
     /// Those of a port that get new flows now: the ready ones; if there is none, those that still serve while
-    /// terminating.
+    /// terminating. Under policy Local that is said of each node by itself, since packets can go to no other (KEP-1669).
     pub fn usable(&self, family: Family, port: usize) -> BTreeMap<Arc<str>, &Endpoint> {
-        let all = self.by_port.get(&(family, port));
-        let of = |serving| {
-            let endpoints = all
-                .into_iter()
-                .flatten()
-                .filter(move |(_, e)| e.serving == serving);
-            endpoints
-                .map(|(uid, endpoint)| (uid.clone(), endpoint))
-                .collect::<BTreeMap<_, _>>()
+        let all = || self.by_port.get(&(family, port)).into_iter().flatten();
+        let where_ready: BTreeSet<&str> = all()
+            .filter(|(_, e)| e.serving == Serving::Ready)
+            .map(|(_, e)| &*e.node)
+            .collect();
+        let is_usable = |endpoint: &Endpoint| match (endpoint.serving, self.policy) {
+            (Serving::Ready, _) => true,
+            (Serving::Terminating, TrafficPolicy::Cluster) => where_ready.is_empty(),
+            (Serving::Terminating, TrafficPolicy::Local) => !where_ready.contains(&*endpoint.node),
+            (Serving::No, _) => false,
         };
-        let ready = of(Serving::Ready);
-        if ready.is_empty() {
-            of(Serving::Terminating)
-        } else {
-            ready
-        }
+        all()
+            .filter(|(_, endpoint)| is_usable(endpoint))
+            .map(|(uid, endpoint)| (uid.clone(), endpoint))
+            .collect()
     }
 }
 

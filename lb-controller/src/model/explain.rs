@@ -193,8 +193,13 @@ where
     let slot = named.flatten().unwrap_or_default();
     let mut list = Candidates::default();
     candidates::of::<F, _>(memory, &entry, &tuple, &mut list);
-    let chosen =
-        |is_first: bool| balance::choose(&memory, &entry, hash, || is_first).map(BackendId);
+    let admitted = balance::admits::<F, _>(memory, &entry, src);
+    let chosen = |is_first: bool| {
+        if !admitted {
+            return Err(DropReason::SourceRange);
+        }
+        balance::choose(&memory, &entry, hash, || is_first).map(BackendId)
+    };
     Ok(Way {
         entry,
         hash,

@@ -67,7 +67,8 @@ pub struct Installed {
     pub(super) keys: HashMap<Arc<str>, Vec<ServiceKey>>,
     pub(super) locals: HashMap<LocalKey, abi::LocalPod>,
     pub(super) peers: HashMap<Addr6, u32>,
-    pub(super) source_ranges: BTreeSet<abi::SourceRange>,
+    /// By service id.
+    pub(super) source_ranges: BTreeMap<u32, BTreeSet<abi::SourceRange>>,
     pub(super) announced: BTreeMap<abi::AnnouncedKey, abi::Announcement>,
     pub(super) config: abi::Config,
     /// Number of the last plan.
@@ -128,7 +129,9 @@ impl Installed {
         }
         installed.locals.clone_from(locals);
         installed.peers.clone_from(peers);
-        installed.source_ranges.clone_from(source_ranges);
+        for range in source_ranges {
+            installed.set_source_range(*range);
+        }
         installed.announced.clone_from(announced);
         installed.config = *config;
         installed
@@ -157,7 +160,7 @@ impl Installed {
             keys: HashMap::new(),
             locals: HashMap::new(),
             peers: HashMap::new(),
-            source_ranges: BTreeSet::new(),
+            source_ranges: BTreeMap::new(),
             announced: BTreeMap::new(),
             config: abi::Config::default(),
             plan: 0,
@@ -212,7 +215,7 @@ impl Installed {
             services: self.services.clone(),
             locals: self.locals.clone(),
             peers: self.peers.clone(),
-            source_ranges: self.source_ranges.clone(),
+            source_ranges: self.source_ranges.values().flatten().copied().collect(),
             announced: self.announced.clone(),
             config: self.config,
         }
@@ -257,12 +260,8 @@ impl Installed {
             Op::RemovePeer { addr } => {
                 self.peers.remove(addr);
             }
-            Op::SourceRange { range } => {
-                self.source_ranges.insert(*range);
-            }
-            Op::RemoveSourceRange { range } => {
-                self.source_ranges.remove(range);
-            }
+            Op::SourceRange { range } => self.set_source_range(*range),
+            Op::RemoveSourceRange { range } => self.remove_source_range(range),
             Op::Announce { key, value } => {
                 self.announced.insert(*key, *value);
             }
@@ -281,6 +280,20 @@ impl Installed {
                 self.used_sets.remove(id.0);
             }
             Op::FreeRegion { id } => self.free_region(*id),
+        }
+    }
+
+    fn set_source_range(&mut self, range: abi::SourceRange) {
+        let ranges = self.source_ranges.entry(range.service()).or_default();
+        ranges.insert(range);
+    }
+
+    fn remove_source_range(&mut self, range: &abi::SourceRange) {
+        if let Some(ranges) = self.source_ranges.get_mut(&range.service()) {
+            ranges.remove(range);
+            if ranges.is_empty() {
+                self.source_ranges.remove(&range.service());
+            }
         }
     }
 

@@ -82,6 +82,8 @@ mod tests {
             vips: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
             ports: ports.iter().map(port).collect(),
             fields: HashFields::FiveTuple,
+            source_ranges: vec![],
+            traffic_policy: crate::api::service_table::TrafficPolicy::Cluster,
             publish_not_ready: false,
             problems: vec![],
         }

@@ -20,6 +20,7 @@ pub mod explain;
 mod ids;
 pub mod installed;
 pub mod ipam;
+mod local;
 pub mod maglev;
 pub mod op;
 pub mod plan;

@@ -5,17 +5,19 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use lb_ebpf::abi::{self, OLDER_MAX, PREVIOUS_MAX};
+use ipnet::IpNet;
+use lb_ebpf::abi::{self, OLDER_MAX, PREVIOUS_MAX, service_flag};
 use lb_ebpf::wire::{Addr6, Be16, Be32};
 
 use super::backends::Known;
 use super::installed::{Installed, PlanError};
+use super::local;
 use super::op::ServiceKey;
 use super::secret::identity;
 use super::shape::Shape;
 use super::table;
 use super::template::PodPort;
-use crate::api::service_table::{Family, ServiceTableSpec};
+use crate::api::service_table::{Family, ServiceTableSpec, TrafficPolicy};
 
 /// Backend ids per slot in [`Entry::cells`]: the current one and the older ones, 0 where there is none.
 pub const CELL: usize = 1 + OLDER_MAX;
@@ -27,6 +29,8 @@ pub struct Service {
     pub uid: Arc<str>,
     /// Version of the table.
     pub version: u64,
+    /// Sources that may speak to it; everybody if there is none.
+    pub source_ranges: Vec<IpNet>,
     /// One per VIP and port.
     pub entries: Vec<Entry>,
 }
@@ -132,8 +136,12 @@ impl Installed {
     /// Turns a table into ids: every candidate gets its backend id, which stays its own while anything names it.
     pub fn decode(&mut self, spec: &ServiceTableSpec) -> Result<Service, PlanError> {
         let mut entries = Vec::new();
+        let flags = flags(spec);
         for group in table::decode(spec)? {
-            let slots = &group.slots;
+            let slots = &match spec.traffic_policy {
+                TrafficPolicy::Cluster => group.slots,
+                TrafficPolicy::Local => local::of_node(&group.slots, &self.view.node),
+            };
             let current = Table::new(slots.shape.clone());
             let previous = std::array::from_fn(|at| {
                 slots
@@ -172,7 +180,7 @@ impl Installed {
                 for vip in spec.vips.iter().filter(of_family) {
                     entries.push(Entry {
                         key: service_key(*vip, port.port, port.protocol.number()),
-                        flags: 0,
+                        flags,
                         current: current.clone(),
                         previous: previous.clone(),
                         cells: cells.clone(),
@@ -183,7 +191,34 @@ impl Installed {
         Ok(Service {
             uid: spec.service_uid.as_str().into(),
             version: spec.version,
+            source_ranges: spec.source_ranges.clone(),
             entries,
         })
+    }
+}
+
+/// What packets of a Service must be looked at for.
+fn flags(spec: &ServiceTableSpec) -> u32 {
+    let ranges = match spec.source_ranges.as_slice() {
+        [] => 0,
+        [..] => service_flag::SOURCE_RANGES,
+    };
+    let policy = match spec.traffic_policy {
+        TrafficPolicy::Cluster => 0,
+        TrafficPolicy::Local => service_flag::LOCAL_POLICY,
+    };
+    ranges | policy
+}
+
+/// A range of sources of a service id.
+pub(super) fn source_range(id: u32, range: IpNet) -> abi::SourceRange {
+    // In front of the address are 32 bits of the id, and for IPv4 the 96 bits of a mapped address.
+    let (is_v6, in_front) = match range {
+        IpNet::V4(_) => (false, 32 + 96),
+        IpNet::V6(_) => (true, 32),
+    };
+    abi::SourceRange {
+        prefix_len: in_front + u32::from(range.prefix_len()),
+        key: abi::SourceKey::new(id, is_v6, mapped(range.network())),
     }
 }

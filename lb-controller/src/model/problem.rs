@@ -12,6 +12,8 @@ use super::shape::Weight;
 
 /// Annotation with the addresses that a Service asks for.
 pub const ADDRESSES_ANNOTATION: &str = "bowline.dev/addresses";
+/// Annotation with the source ranges of a Service, older than the field.
+pub const SOURCE_RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 /// Annotation with the weight of a Pod.
 pub const WEIGHT_ANNOTATION: &str = "bowline.dev/weight";
 
@@ -110,16 +112,16 @@ pub enum Fault {
         /// The protocol.
         protocol: String,
     },
+    /// Not a range.
+    #[error(
+        "source range {0:?} is no CIDR and lets nobody in; write ranges such as 203.0.113.0/24 and 2001:db8::/32"
+    )]
+    SourceRange(String),
     /// Would be open to everybody.
     #[error(
-        "spec.loadBalancerSourceRanges is not supported yet, so nothing is served rather than too much; remove it"
+        "none of its source ranges makes sense, so nothing is served rather than too much; correct or remove spec.loadBalancerSourceRanges (or the annotation {SOURCE_RANGES_ANNOTATION})"
     )]
     SourceRanges,
-    /// Served, but not as asked.
-    #[error(
-        "externalTrafficPolicy Local is not supported yet and treated as Cluster; set it to Cluster to silence this"
-    )]
-    LocalPolicy,
     /// A slice of another family than its addresses.
     #[error("address {address:?} is not {family:?} as addressType says; correct one of them")]
     EndpointFamily {
@@ -190,6 +192,18 @@ pub enum Fault {
         /// The protocol.
         protocol: Protocol,
     },
+    /// Nobody to send to.
+    #[error(
+        "port {port}/{protocol} over {family:?} has no usable endpoint, so connections are dropped under externalTrafficPolicy Local; start pods or correct the selector"
+    )]
+    NoLocalEndpoints {
+        /// The family.
+        family: Family,
+        /// The port.
+        port: u16,
+        /// The protocol.
+        protocol: Protocol,
+    },
     /// History is lost.
     #[error(
         "its ServiceTable cannot be read ({0}); it is written anew, and connections to pods that no longer serve may break"
@@ -219,7 +233,7 @@ impl Fault {
             | Self::PortRange(_)
             | Self::PortTwice { .. }
             | Self::PortProtocol { .. } => "PortInvalid",
-            Self::SourceRanges | Self::LocalPolicy => "NotSupported",
+            Self::SourceRange(_) | Self::SourceRanges => "SourceRangeInvalid",
             Self::EndpointFamily { .. }
             | Self::EndpointUnusable(_)
             | Self::AddressType(_)
@@ -231,7 +245,7 @@ impl Fault {
             | Self::AddressShared(_) => "EndpointInvalid",
             Self::Weight(_) => "WeightInvalid",
             Self::TooManyPods(_) => "TooManyPods",
-            Self::NoEndpoints { .. } => "NoEndpoints",
+            Self::NoEndpoints { .. } | Self::NoLocalEndpoints { .. } => "NoEndpoints",
             Self::TableUnreadable(_) => "TableUnreadable",
         }
     }

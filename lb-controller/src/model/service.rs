@@ -4,12 +4,13 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 
-use super::problem::{ADDRESSES_ANNOTATION, Fault, Problem};
+use super::problem::{ADDRESSES_ANNOTATION, Fault, Problem, SOURCE_RANGES_ANNOTATION};
 use super::shape::HashFields;
-use crate::api::service_table::{Family, Port, Protocol};
+use crate::api::service_table::{Family, Port, Protocol, TrafficPolicy};
 
 /// The class we act on; another one is never touched.
 pub const CLASS: &str = "bowline.dev/xdp";
@@ -29,6 +30,10 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// What the flow hash covers.
     pub fields: HashFields,
+    /// Sources that may speak to it, in order and without host bits; everybody if there is none.
+    pub source_ranges: Vec<IpNet>,
+    /// Which pods packets go to.
+    pub traffic_policy: TrafficPolicy,
     /// `ready` counts for terminating and not serving pods too.
     pub publish_not_ready: bool,
     /// What is wrong with it; a fatal one leaves it without tables.
@@ -53,16 +58,7 @@ impl Service {
         let mut faults = Vec::new();
         let vips = addresses(object, spec, &mut faults);
         let ports = ports(spec, &mut faults);
-        if spec
-            .load_balancer_source_ranges
-            .as_ref()
-            .is_some_and(|ranges| !ranges.is_empty())
-        {
-            faults.push(Fault::SourceRanges);
-        }
-        if spec.external_traffic_policy.as_deref() == Some("Local") {
-            faults.push(Fault::LocalPolicy);
-        }
+        let source_ranges = source_ranges(object, spec, &mut faults);
         Some(Self {
             uid: meta.uid.clone().unwrap_or_else(|| name.clone()),
             created: meta.creation_timestamp.as_ref().map(|time| time.0),
@@ -71,6 +67,11 @@ impl Service {
             fields: match spec.session_affinity.as_deref() {
                 Some("ClientIP") => HashFields::Addresses,
                 Some(_) | None => HashFields::FiveTuple,
+            },
+            source_ranges,
+            traffic_policy: match spec.external_traffic_policy.as_deref() {
+                Some("Local") => TrafficPolicy::Local,
+                Some(_) | None => TrafficPolicy::Cluster,
             },
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
             problems: faults
@@ -140,6 +141,39 @@ fn address(text: &str, spec: &core::ServiceSpec, others: &[IpAddr]) -> Result<Ip
         return Err(Fault::AddressTwice(family));
     }
     Ok(vip)
+}
+
+/// Who may speak to it: by the field, else by the annotation. If something was asked for and nothing of it makes sense, nothing
+/// is served rather than too much.
+fn source_ranges(
+    object: &core::Service,
+    spec: &core::ServiceSpec,
+    faults: &mut Vec<Fault>,
+) -> Vec<IpNet> {
+    let field = spec.load_balancer_source_ranges.as_ref();
+    let field = field.filter(|ranges| !ranges.is_empty());
+    let annotations = object.metadata.annotations.as_ref();
+    let annotation = annotations
+        .and_then(|a| a.get(SOURCE_RANGES_ANNOTATION))
+        .filter(|text| !text.trim().is_empty());
+    let asked: Vec<&str> = match (field, annotation) {
+        (Some(field), _) => field.iter().map(String::as_str).collect(),
+        (None, Some(annotation)) => annotation.split(',').collect(),
+        (None, None) => return Vec::new(),
+    };
+    let mut ranges = Vec::new();
+    for text in asked.into_iter().map(str::trim) {
+        match text.parse::<IpNet>() {
+            Ok(range) => ranges.push(range.trunc()),
+            Err(_) => faults.push(Fault::SourceRange(text.to_owned())),
+        }
+    }
+    ranges.sort_unstable();
+    ranges.dedup();
+    if ranges.is_empty() {
+        faults.push(Fault::SourceRanges);
+    }
+    ranges
 }
 
 /// Whether packets from or to other machines can carry the address.
@@ -252,6 +286,8 @@ mod tests {
                     port("dns", 53, Protocol::Udp)
                 ],
                 fields: HashFields::Addresses,
+                source_ranges: vec![],
+                traffic_policy: TrafficPolicy::Cluster,
                 publish_not_ready: false,
                 problems: vec![],
             }
@@ -292,23 +328,61 @@ mod tests {
                 "Service shop/web: port 0 is not from 1 to 65535; correct it",
                 "Service shop/web: port 70000 is not from 1 to 65535; correct it",
                 "Service shop/web: port 5 has protocol SCTP, which is not balanced; use TCP or UDP",
-                "Service shop/web: externalTrafficPolicy Local is not supported yet and treated as Cluster; set it to Cluster to silence this",
             ]
         );
     }
 
     #[test]
-    fn without_address_or_ports_or_with_source_ranges_it_stays_pending() {
+    fn without_address_or_ports_or_with_senseless_source_ranges_it_stays_pending() {
         let reason = |yaml| service(yaml).unwrap().fatal().map(Problem::reason);
         assert_eq!(reason("\nports: [{port: 80}]"), Some("NoAddress"));
         assert_eq!(reason("198.51.100.1\nports: []"), Some("PortInvalid"));
         assert_eq!(
-            reason("198.51.100.1\nports: [{port: 80}]\nloadBalancerSourceRanges: [10.0.0.0/8]"),
-            Some("NotSupported")
+            reason("198.51.100.1\nports: [{port: 80}]\nloadBalancerSourceRanges: [\" \"]"),
+            Some("SourceRangeInvalid")
         );
         assert_eq!(
             reason("2001:db8::1\nports: [{port: 80}]\nipFamilies: [IPv4]"),
             Some("NoAddress")
+        );
+    }
+
+    #[test]
+    fn source_ranges_are_read_from_the_field_before_the_annotation() {
+        let yaml = "198.51.100.1\nports: [{port: 80}]\nexternalTrafficPolicy: Local\nloadBalancerSourceRanges: [\" 203.0.113.7/24 \", 2001:db8::/32, 10.0.0.1, 203.0.113.0/24]";
+        let web = service(yaml).unwrap();
+        assert_eq!(
+            web.source_ranges,
+            ["203.0.113.0/24", "2001:db8::/32"].map(|range| range.parse().unwrap())
+        );
+        assert_eq!(
+            (web.traffic_policy, web.fatal()),
+            (TrafficPolicy::Local, None)
+        );
+        assert_eq!(
+            problems(yaml),
+            [
+                "Service shop/web: source range \"10.0.0.1\" is no CIDR and lets nobody in; write ranges such as 203.0.113.0/24 and 2001:db8::/32"
+            ]
+        );
+        let annotated = |spec: &str, ranges: &str| {
+            let yaml = format!(
+                "metadata: {{name: web, annotations: {{{SOURCE_RANGES_ANNOTATION}: \"{ranges}\"}}}}\n\
+                 spec: {{type: LoadBalancer, loadBalancerClass: bowline.dev/xdp{spec}}}"
+            );
+            Service::parse(&serde_saphyr::from_str(&yaml).unwrap())
+                .unwrap()
+                .source_ranges
+        };
+        let ranges = |text: &str| vec![text.parse::<IpNet>().unwrap()];
+        assert_eq!(
+            annotated("", "192.0.2.0/24, nonsense"),
+            ranges("192.0.2.0/24")
+        );
+        assert_eq!(annotated("", " "), []);
+        assert_eq!(
+            annotated(", loadBalancerSourceRanges: [10.0.0.0/8]", "192.0.2.0/24"),
+            ranges("10.0.0.0/8")
         );
     }
 

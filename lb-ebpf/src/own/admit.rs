@@ -23,6 +23,42 @@ pub(super) fn lives_here<F: Family, T: Tables<F>>(tables: T, target: &Target<F::
         .is_some_and(|local| local.identity == target.identity)
 }
 
+/// Whether another pod of this node than the one that is named has answered the client's SYN and knows the flow; it is the
+/// target then.
+#[inline(never)]
+pub(super) fn answered<F: Family, T: Tables<F>>(
+    tables: T,
+    work: &mut Work<F::Addr>,
+    now_ns: u64,
+) -> bool {
+    let named = work.target;
+    let Some(answered) = tables.first(&work.subject.tuple) else {
+        return false;
+    };
+    if answered.identity == named.identity {
+        return false;
+    }
+    let FirstPod {
+        pod,
+        port,
+        identity,
+        ..
+    } = answered;
+    work.target = Target {
+        pod,
+        port,
+        identity,
+        ..named
+    };
+    if lives_here::<F, T>(tables, &work.target)
+        && know::<F, T>(tables, work, now_ns) == Knowledge::Known
+    {
+        return true;
+    }
+    work.target = named;
+    false
+}
+
 /// A SYN: for the pod that has already answered it, or admitted for the pod that is named.
 ///
 /// With a stack frame of its own: inlined, it would make the caller's larger, on which those of the walk stand. Along a
@@ -34,28 +70,8 @@ pub(super) fn first<F: Family, T: Tables<F>>(
     work: &mut Work<F::Addr>,
     now_ns: u64,
 ) -> Step {
-    let named = work.target;
-    if let Some(answered) = tables.first(&work.subject.tuple)
-        && answered.identity != named.identity
-    {
-        let FirstPod {
-            pod,
-            port,
-            identity,
-            ..
-        } = answered;
-        work.target = Target {
-            pod,
-            port,
-            identity,
-            ..named
-        };
-        if lives_here::<F, T>(tables, &work.target)
-            && know::<F, T>(tables, work, now_ns) == Knowledge::Known
-        {
-            return Step::DELIVER;
-        }
-        work.target = named;
+    if answered::<F, T>(tables, work, now_ns) {
+        return Step::DELIVER;
     }
     if !lives_here::<F, T>(tables, &work.target)
         && let Err(step) = afresh::<F, T>(tables, arrival, work)

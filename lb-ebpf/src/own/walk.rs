@@ -1,12 +1,13 @@
 //! Packets of flows that nobody here knows: the candidates are asked in turn, and what no one claims is held back.
 
-use super::admit::admit;
+use super::admit::{admit, answered};
 use super::know::{Knowledge, know};
 use super::{Step, Work, service_of};
 use crate::abi::{
-    DropReason, HOLD_BACK_MAX_NS, HOLD_BACK_MIN_NS, STAMP_FRESH_NS, Stat, backend_flag,
-    config_flag, mark,
+    DropReason, HOLD_BACK_MAX_NS, HOLD_BACK_MIN_NS, STAMP_FRESH_NS, ServiceEntry, Stat,
+    backend_flag, config_flag, mark, service_flag,
 };
+use crate::balance;
 use crate::candidates::{self, PLACES};
 use crate::decap::Arrival;
 use crate::encap::Asked;
@@ -42,6 +43,13 @@ pub(super) fn walk<F: Family, T: Tables<F>>(
             DropReason::NoSuchPod.into()
         };
     };
+    // Under policy Local who owns the flow lives here, though the tables may have forgotten him.
+    if service.flags & service_flag::LOCAL_POLICY != 0
+        && !closing
+        && answered::<F, T>(tables, work, now_ns)
+    {
+        return Step::DELIVER;
+    }
     candidates::of::<F, T>(tables, service, &work.subject.tuple, &mut work.list);
     let relay_off = tables.config().flags & config_flag::RELAY_OFF != 0;
     let mut i = 0;
@@ -82,7 +90,7 @@ pub(super) fn walk<F: Family, T: Tables<F>>(
         }
         return back_to_closing::<F, T>(tables, asked, work);
     }
-    nobody::<F, T>(tables, work, now_ns)
+    nobody::<F, T>(tables, service, work, now_ns)
 }
 
 /// A walk that found a closing owner and nobody else ends at that owner.
@@ -123,7 +131,12 @@ fn back_to_closing<F: Family, T: Tables<F>>(
 
 /// Nobody is left: a new UDP flow, or a TCP packet to hold back.
 #[inline(always)]
-fn nobody<F: Family, T: Tables<F>>(tables: T, work: &mut Work<F::Addr>, now_ns: u64) -> Step {
+fn nobody<F: Family, T: Tables<F>>(
+    tables: T,
+    service: &ServiceEntry,
+    work: &mut Work<F::Addr>,
+    now_ns: u64,
+) -> Step {
     let Work {
         subject,
         target,
@@ -135,7 +148,7 @@ fn nobody<F: Family, T: Tables<F>>(tables: T, work: &mut Work<F::Addr>, now_ns: 
         return DropReason::IcmpUnknownFlow.into();
     }
     if current == 0 {
-        return DropReason::NoBackend.into();
+        return balance::nobody(service).into();
     }
     if subject.tuple.proto == protocol::TCP
         && let Err(reason) = second_sight::<F, T>(tables, subject, now_ns)

@@ -214,6 +214,14 @@ fn first_outcome(contents: &Contents, verdict: Result<BackendId, DropReason>) ->
 
 fn outcome(contents: &Contents, verdict: Result<BackendId, DropReason>) -> String {
     match verdict {
+        Err(reason @ DropReason::SourceRange) => format!(
+            "is dropped: {} (the client is in none of the Service's source ranges)",
+            reason.label()
+        ),
+        Err(reason @ DropReason::NoLocalBackend) => format!(
+            "is dropped: {} (externalTrafficPolicy Local, and no pod of this node serves)",
+            reason.label()
+        ),
         Err(reason) => format!("is dropped: {}", reason.label()),
         Ok(id) => {
             let pod = contents.backends.get(&id).and_then(template::pod_port);

@@ -34,6 +34,8 @@ pub fn encode(
         service_uid: service_uid.to_owned(),
         version,
         vips: vips.to_vec(),
+        source_ranges: Vec::new(),
+        traffic_policy: api::TrafficPolicy::Cluster,
         groups: groups
             .iter()
             .zip(&named)

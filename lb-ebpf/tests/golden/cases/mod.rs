@@ -5,6 +5,7 @@ mod balance;
 mod icmp;
 mod neighbour;
 mod owner;
+mod policy;
 mod relay;
 mod shapes;
 
@@ -25,6 +26,7 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<Case>)> {
         ("icmp", icmp::cases()),
         ("shapes", shapes::cases()),
         ("neighbour", neighbour::cases()),
+        ("policy", policy::cases()),
         ("back", back::cases()),
     ]
 }
