@@ -23,6 +23,9 @@ use crate::model::slot::Slots;
 use crate::model::table::{self, Group};
 use crate::model::template::{NextHop, NodeAddresses, Sender};
 
+#[path = "tests_policy.rs"]
+mod policy;
+
 const CAPACITY: Capacity = Capacity {
     backends: 4096,
     rows: 1 << 20,
