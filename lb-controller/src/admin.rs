@@ -67,6 +67,34 @@ pub struct Status {
     pub stats: Vec<Counter>,
     /// Nodes without a route or neighbour: their backends get no packets.
     pub next_hops_unresolved: Vec<UnresolvedNextHop>,
+    /// Other nodes with an agent, as this one hears them.
+    #[serde(default)]
+    pub peers: Vec<Peer>,
+    /// VIPs that this node announces.
+    #[serde(default)]
+    pub announced: Vec<Announced>,
+}
+
+/// Another node with an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its name.
+    pub node: String,
+    /// `alive`, `suspected`, `agent-away` (its programs forward), `down`, or `unheard` since this agent started.
+    pub state: String,
+    /// How long it has been so.
+    pub for_seconds: u64,
+}
+
+/// A VIP that this node answers ARP and neighbour solicitations for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announced {
+    /// The VIP.
+    pub vip: IpAddr,
+    /// The interface.
+    pub interface: String,
+    /// The MAC address that is answered.
+    pub mac: String,
 }
 
 /// What a node does.

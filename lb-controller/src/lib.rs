@@ -2,7 +2,7 @@
 //! agent`.
 //!
 //! ```text
-//! lb-ebpf ← model ← {source, dataplane, liveness} ← {agent, manager} ← main
+//! lb-ebpf ← model ← {source, dataplane, liveness, announce} ← {agent, manager} ← main
 //! ```
 
 // Two files of the map glue are excepted, see `dataplane`.
@@ -10,6 +10,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod announce;
 pub mod api;
 pub mod dataplane;
 pub mod liveness;

@@ -49,6 +49,8 @@ impl Core {
             ),
             stats: counted(&counters.stats, Stat::ALL.iter().map(|stat| stat.label())),
             next_hops_unresolved: self.unresolved(),
+            peers: self.shown_peers(),
+            announced: self.shown_announced(),
         })
     }
 
@@ -116,6 +118,31 @@ impl Core {
                 node: self.node_of(address).unwrap_or_default(),
                 address,
                 reason: reason.to_string(),
+            })
+            .collect()
+    }
+
+    fn shown_peers(&self) -> Vec<admin::Peer> {
+        let peers = self.announcing.liveness.peers.iter();
+        peers
+            .map(|(node, peer)| admin::Peer {
+                node: node.to_string(),
+                state: peer.state.label().to_owned(),
+                for_seconds: peer.since.elapsed().as_secs(),
+            })
+            .collect()
+    }
+
+    fn shown_announced(&self) -> Vec<admin::Announced> {
+        let announced = self.announcing.announced.iter();
+        announced
+            .map(|(vip, ifindex, mac)| admin::Announced {
+                vip: *vip,
+                interface: self
+                    .links
+                    .get(*ifindex)
+                    .map_or_else(|| ifindex.to_string(), |link| link.name.clone()),
+                mac: view::mac_text(*mac),
             })
             .collect()
     }

@@ -4,6 +4,7 @@
 //! The order of work: configuration and peers, then each Service by itself, then what is not wanted any more, then what
 //! nothing names. A Service that fails is tried again with growing pauses, and stops no other.
 
+mod announce;
 mod apply;
 mod health;
 mod inputs;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use self::announce::Announcing;
 use super::attempt::Attempt;
 use super::chain;
 use super::stamp::{Fresh, monotonic_ns};
@@ -164,6 +166,9 @@ pub struct Core {
     refused: BTreeMap<ObjectKey, String>,
     /// Some other agent is heard.
     peer_heard: bool,
+    pub(super) announcing: Announcing,
+    /// Carrying out who announces what.
+    announce: Attempt,
     /// Why the node's object is not as it should be.
     node_fault: Option<String>,
     pub(super) last_list: Option<jiff::Timestamp>,
@@ -190,6 +195,11 @@ impl Core {
             dataplane.capacity(),
             view::nobody(&settings.node),
         );
+        let adopted = contents.announced.iter().map(|(key, value)| {
+            let vip = plan::address_of(key.addr);
+            (vip, key.ifindex, value.mac.to_bytes())
+        });
+        let adopted = adopted.collect();
         let now = Instant::now();
         let own = view::first_of_each(settings.addresses.iter().copied());
         Ok(Self {
@@ -219,6 +229,8 @@ impl Core {
             watch_error: None,
             refused: BTreeMap::new(),
             peer_heard: false,
+            announcing: Announcing::adopt(adopted),
+            announce: Attempt::default(),
             node_fault: None,
             last_list: None,
             last_apply: None,
@@ -278,7 +290,9 @@ impl Core {
         if !self.configured {
             return;
         }
+        self.apply_withdrawals(now);
         self.apply_tables(now, until);
+        self.apply_announcements(now);
         if self.locals.is_due(now) {
             let outcome = self.apply_locals().map_err(|error| chain(&error));
             self.locals.record(outcome, now);
@@ -296,7 +310,8 @@ impl Core {
             None if !self.configured => self.common.due,
             None => {
                 let tables = self.tables.values().filter_map(|table| table.attempt.due);
-                let own = [self.common.due, self.locals.due, self.tidy.due];
+                let announce = self.announce.due.filter(|_| self.may_choose());
+                let own = [self.common.due, self.locals.due, self.tidy.due, announce];
                 tables.chain(own.into_iter().flatten()).min()
             }
         };

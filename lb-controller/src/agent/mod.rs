@@ -31,15 +31,18 @@ use tokio_util::sync::CancellationToken;
 use self::core::{Core, Origin, Settings};
 use self::handle::{Handle, Job};
 use self::stamp::{Fresh, STAMP_PERIOD, monotonic_ns};
+use crate::announce::{self, Telling};
 use crate::api::load_balancer_node::LoadBalancerNodeSpec;
 use crate::dataplane::attach::{self, Attacher, ModeChoice};
 use crate::dataplane::bpf::{self, BpfDataplane};
+use crate::dataplane::claims::Claims;
 use crate::dataplane::flows::{Flows, IdleTimeouts, now_tick};
 use crate::dataplane::links::XdpMode as Mode;
 use crate::dataplane::load::{self, LoadError, Programs, Sizes};
 use crate::dataplane::network::{self, Network};
 use crate::dataplane::pin::PinError;
 use crate::dataplane::stamp::StampWriter;
+use crate::liveness::{self, Gossip, Members};
 use crate::source::output::Outputs;
 use crate::{admin, serve};
 
@@ -129,6 +132,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
 
     let (wanted, wanted_nodes) = tokio::sync::watch::channel(std::collections::BTreeSet::new());
     let network = network::follow(wanted_nodes, stop.clone()).await?;
+    let claims = dataplane.open_claims()?;
     let attacher = Attacher::new(programs, dataplane.pins(), attach_settings(&options))?;
     let settings_origin = origin.to_string();
     let settings = Settings::new(&options, origin);
@@ -154,6 +158,10 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     }
     let core = Core::start(settings, Box::new(dataplane), fresh, wanted)?;
 
+    let (members, members_told) = tokio::sync::watch::channel(Members::default());
+    let gossip = liveness::spawn(&options.node, members_told, stop.clone())?;
+    let (telling, told) = tokio::sync::watch::channel(core.telling());
+    writers.spawn(announce::tell(told, stop.clone()));
     let (handle, jobs) = Handle::new(Some(flows), swept);
     let handle = Arc::new(handle);
     let mut servers = tokio::task::JoinSet::new();
@@ -169,6 +177,10 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         feed,
         node_object,
         node_faults,
+        members,
+        gossip,
+        telling,
+        claims,
         attacher,
         network,
         jobs,
@@ -289,6 +301,10 @@ struct Shell {
     feed: Option<cluster::Feed>,
     node_object: tokio::sync::watch::Sender<Option<LoadBalancerNodeSpec>>,
     node_faults: tokio::sync::watch::Receiver<Option<String>>,
+    members: tokio::sync::watch::Sender<Members>,
+    gossip: Gossip,
+    telling: tokio::sync::watch::Sender<Telling>,
+    claims: Claims,
     attacher: Attacher,
     network: Network,
     jobs: mpsc::Receiver<Job>,
@@ -323,16 +339,49 @@ impl Shell {
             self.core.watch_state(feed.error());
             let wake = self.core.work(now);
             self.tell_node();
+            self.tell_others();
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Ok(()),
+                Ok(()) = self.gossip.liveness.changed() => self.hear_others(),
                 Ok(()) = self.network.links.changed() => self.attach(),
                 Ok(()) = self.network.next_hops.changed() => self.hops(),
                 Some(job) = self.jobs.recv() => job(&mut self.core),
                 events = feed.next() => self.core.take_objects(events, Instant::now()),
-                () = tokio::time::sleep_until(wake.min(now + ATTACH_PERIOD).into()) => self.attach(),
+                () = tokio::time::sleep_until(wake.min(now + ATTACH_PERIOD).into()) => {
+                    self.attach();
+                    self.hear_claims();
+                }
             }
         }
+    }
+
+    fn hear_others(&mut self) {
+        let liveness = Arc::clone(&self.gossip.liveness.borrow_and_update());
+        self.core.take_liveness(liveness, Instant::now());
+    }
+
+    fn hear_claims(&mut self) {
+        match self.claims.read() {
+            Ok(claims) => self.core.take_claims(&claims),
+            Err(error) => tracing::warn!(%error, "claims to VIPs can not be read"),
+        }
+    }
+
+    /// Tells the other agents and the network what they need to know, if it has changed.
+    fn tell_others(&mut self) {
+        let members = self.core.members();
+        self.members.send_if_modified(|told| {
+            let is_new = *told != members;
+            *told = members;
+            is_new
+        });
+        let telling = self.core.telling();
+        self.telling.send_if_modified(|told| {
+            let is_new = *told != telling;
+            *told = telling;
+            is_new
+        });
     }
 
     /// Has the node's object written if it has changed.

@@ -246,6 +246,15 @@ pub(super) fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
+/// The bytes of `02:00:00:00:00:01`.
+pub(super) fn mac_of(text: &str) -> Option<[u8; 6]> {
+    let bytes: Result<Vec<_>, _> = text
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16))
+        .collect();
+    bytes.ok()?.try_into().ok()
+}
+
 /// What the node's file says.
 pub(super) fn node_file(core: &Core) -> LoadBalancerNode {
     LoadBalancerNode {

@@ -18,6 +18,11 @@ mod mapping;
 mod netlink;
 pub mod network;
 pub mod next_hop;
+#[expect(
+    unsafe_code,
+    reason = "system calls with pointers; each block names the check it relies on"
+)]
+pub mod packet;
 pub mod pass;
 pub mod pin;
 mod records;

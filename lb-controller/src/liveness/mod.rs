@@ -21,7 +21,7 @@ use std::time::Instant;
 pub use envelope::{Envelope, Key, Opened, Refused};
 pub use identity::Identity;
 pub use membership::{Counts, Membership, Outgoing};
-pub use shell::{Gossip, Members, Questions, spawn};
+pub use shell::{Gossip, Members, spawn};
 pub use verdict::State;
 
 /// UDP port on the nodes' addresses that the agents talk to each other on.

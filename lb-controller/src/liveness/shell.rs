@@ -7,6 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lb_ebpf::abi::PROBE_PORT;
+use lb_ebpf::probe;
+use lb_ebpf::wire::Be32;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -31,18 +34,10 @@ pub struct Members {
     pub own: NodeAddresses,
     /// The gossip key of the cluster; waited for.
     pub key: Option<[u8; 32]>,
+    /// What questions to programs carry, so that only those of the same cluster answer.
+    pub secret: [Be32; 2],
     /// All nodes with an agent.
     pub nodes: BTreeMap<Arc<str>, NodeAddresses>,
-}
-
-/// How questions to the programs of other nodes are written and answers read; see [`lb_ebpf`].
-pub trait Questions: Send + 'static {
-    /// UDP port that programs answer on.
-    fn port(&self) -> u16;
-    /// A question.
-    fn write(&self, nonce: u64) -> Vec<u8>;
-    /// Nonce of an answer, and age of the agent's stamp.
-    fn read(&self, answer: &[u8]) -> Option<(u64, Duration)>;
 }
 
 /// What the thread tells.
@@ -58,7 +53,6 @@ pub struct Gossip {
 pub fn spawn(
     node: &str,
     members: watch::Receiver<Members>,
-    questions: impl Questions,
     stop: CancellationToken,
 ) -> io::Result<Gossip> {
     let (tell, liveness) = watch::channel(Arc::default());
@@ -66,7 +60,6 @@ pub fn spawn(
     let shell = Shell {
         node: node.into(),
         members,
-        questions,
         tell,
         count,
         stop,
@@ -85,10 +78,9 @@ pub fn spawn(
     Ok(Gossip { liveness, counts })
 }
 
-struct Shell<Q> {
+struct Shell {
     node: Arc<str>,
     members: watch::Receiver<Members>,
-    questions: Q,
     tell: watch::Sender<Arc<Liveness>>,
     count: watch::Sender<Counts>,
     stop: CancellationToken,
@@ -100,7 +92,7 @@ struct Sockets {
     questions: [Option<UdpSocket>; 2],
 }
 
-impl<Q: Questions> Shell<Q> {
+impl Shell {
     async fn run(mut self) {
         let stop = self.stop.clone();
         _ = stop.run_until_cancelled(self.follow()).await;
@@ -157,10 +149,11 @@ impl<Q: Questions> Shell<Q> {
         let mut buffer = [0; DATAGRAM_MAX];
         loop {
             // What has arrived comes before what is due.
-            sockets.take_in(membership, &self.questions, &mut buffer);
+            let secret = self.members.borrow().secret;
+            sockets.take_in(membership, secret, &mut buffer);
             let next = membership.work(Instant::now());
             for outgoing in membership.outgoing() {
-                sockets.send(&outgoing, &self.questions);
+                sockets.send(&outgoing, secret);
             }
             self.tell(membership);
             let changed = tokio::select! {
@@ -238,14 +231,14 @@ impl Sockets {
         futures::future::select_all(waits).await;
     }
 
-    fn take_in(&self, membership: &mut Membership, questions: &impl Questions, buffer: &mut [u8]) {
+    fn take_in(&self, membership: &mut Membership, secret: [Be32; 2], buffer: &mut [u8]) {
         for socket in self.questions.iter().flatten() {
             for _ in 0..BATCH_MAX {
                 // Errors of earlier sends (unreachable) are reported here; the lack of an answer says as much.
                 let Ok((len, _)) = socket.try_recv_from(buffer) else {
                     break;
                 };
-                if let Some((nonce, age)) = questions.read(&buffer[..len]) {
+                if let Some((nonce, age)) = answer(&buffer[..len], secret) {
                     membership.answered(nonce, age, Instant::now());
                 }
             }
@@ -261,7 +254,7 @@ impl Sockets {
     }
 
     /// Sends; what can not be sent is as good as lost on the way.
-    fn send(&self, outgoing: &Outgoing, questions: &impl Questions) {
+    fn send(&self, outgoing: &Outgoing, secret: [Be32; 2]) {
         let (sockets, to, bytes) = match outgoing {
             Outgoing::Gossip { to, datagram } => (
                 &self.gossip,
@@ -270,8 +263,8 @@ impl Sockets {
             ),
             Outgoing::Question { to, nonce } => (
                 &self.questions,
-                SocketAddr::new(*to, questions.port()),
-                questions.write(*nonce),
+                SocketAddr::new(*to, PROBE_PORT),
+                probe::question(secret, *nonce).to_vec(),
             ),
         };
         let socket = &sockets[usize::from(to.is_ipv6())];
@@ -280,3 +273,13 @@ impl Sockets {
         }
     }
 }
+
+/// Nonce of an answer, and age of the agent's stamp.
+fn answer(bytes: &[u8], secret: [Be32; 2]) -> Option<(u64, Duration)> {
+    let nonce = u64::from_be_bytes(bytes.get(NONCE)?.try_into().ok()?);
+    let age_ns = probe::age_ns(bytes, secret, nonce)?;
+    Some((nonce, Duration::from_nanos(age_ns)))
+}
+
+/// Where an answer has its nonce, see [`probe`].
+const NONCE: std::ops::Range<usize> = 16..24;

@@ -104,6 +104,8 @@ impl Shared {
             drops: Vec::new(),
             stats: Vec::new(),
             next_hops_unresolved: Vec::new(),
+            peers: Vec::new(),
+            announced: Vec::new(),
         })
     }
 }

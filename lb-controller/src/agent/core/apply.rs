@@ -18,7 +18,7 @@ impl Core {
         self.listed && self.files.complete()
     }
 
-    fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
+    pub(super) fn apply(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
         for op in ops {
             self.dataplane.apply(op)?;
             self.installed.record(op);
@@ -41,12 +41,16 @@ impl Core {
                 continue;
             };
             let started = Instant::now();
+            let was_applied = table.applied.is_some();
             let outcome = self.apply_table(&mut table);
             self.work
                 .apply_seconds
                 .observe(started.elapsed().as_secs_f64());
             self.work.applies[usize::from(outcome.is_ok())] += 1;
             table.attempt.record(outcome, now);
+            if was_applied != table.applied.is_some() {
+                self.announce.want(now);
+            }
             self.last_apply = Some(jiff::Timestamp::now());
             self.tidy.due.get_or_insert(now + COLLECT_DELAY);
             if table.spec.is_some() || table.fault.is_some() || table.attempt.due.is_some() {

@@ -78,6 +78,18 @@ impl Core {
         if let Some(fault) = &self.node_fault {
             add(format!("LoadBalancerNode {}", self.settings.node), fault);
         }
+        for (name, sentence) in &self.announcing.faults {
+            add(format!("L2Advertisement {name}"), sentence);
+        }
+        for conflict in &self.announcing.conflicts {
+            let mac = view::mac_text(conflict.mac);
+            add(
+                format!("VIP {}", conflict.vip),
+                &format!(
+                    "is claimed by {mac}, which is no node of ours; find that machine and give it another address"
+                ),
+            );
+        }
         for (key, sentence) in &self.refused {
             add(key.to_string(), sentence);
         }

@@ -155,6 +155,7 @@ impl Core {
         if changed.nodes {
             self.common.want(now);
         }
+        self.announce_after(&changed, now);
         if !changed.pods.is_empty() {
             self.locals.want(now);
         }
@@ -167,6 +168,10 @@ impl Core {
             return;
         }
         table.attempt.want(now);
+        let vips = |spec: &Option<ServiceTableSpec>| spec.as_ref().map(|spec| spec.vips.clone());
+        if vips(&table.spec) != vips(&spec) {
+            self.announce.want(now);
+        }
         table.fault = None;
         if let Some(spec) = &spec {
             table.uid.clone_from(&spec.service_uid);
@@ -236,6 +241,7 @@ impl Core {
         self.locals.want(now);
         self.last_list = Some(jiff::Timestamp::now());
         self.common.want(now);
+        self.announce.want(now);
         self.tidy.want(now);
     }
 
@@ -254,15 +260,13 @@ impl Core {
         self.node_fault = fault;
     }
 
-    /// Whether some other agent is heard.
-    pub fn peer_heard(&mut self, heard: bool) {
-        self.peer_heard = heard;
-    }
-
     /// Takes in what became of the programs on the interfaces.
     pub fn interfaces(&mut self, interfaces: &[Interface], xdp: Vec<IfIndex>, links: &Arc<Links>) {
         self.links = Arc::clone(links);
-        self.interfaces = interfaces.to_vec();
+        if self.interfaces != interfaces {
+            self.interfaces = interfaces.to_vec();
+            self.announce.want(Instant::now());
+        }
         if self.xdp_interfaces != xdp {
             self.xdp_interfaces = xdp;
             self.common.want(Instant::now());

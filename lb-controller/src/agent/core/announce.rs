@@ -1,0 +1,224 @@
+//! What this node announces: the choice, carried out on the maps, and what the network is to be told.
+//!
+//! A VIP is announced once its tables are applied here, and withdrawn before its entries go. What the maps hold at the start
+//! stays until the lists are complete and the other agents were heard of or given up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Core, Origin, view};
+use crate::agent::stamp::monotonic_ns;
+use crate::announce::choose::{self, Choice};
+use crate::announce::{Announced, Conflict, Telling, conflicts, facts};
+use crate::dataplane::ApplyError;
+use crate::dataplane::claims::Claim;
+use crate::liveness::{Liveness, MEMBERS_MAX, Members};
+use crate::model::secret;
+use crate::source::index::{Changed, Named};
+use crate::source::parse::Kind;
+
+/// What is known about announcing.
+#[derive(Default)]
+pub(in crate::agent) struct Announcing {
+    /// How the other nodes are.
+    pub(in crate::agent) liveness: Arc<Liveness>,
+    /// Who announces what.
+    pub(super) chosen: BTreeMap<IpAddr, Choice>,
+    /// What this node announces.
+    pub(in crate::agent) announced: BTreeSet<Announced>,
+    /// What the maps held at the start.
+    adopted: BTreeSet<Announced>,
+    /// Advertisements that are wrong.
+    pub(super) faults: Vec<(String, String)>,
+    /// Strangers who claim a VIP of ours.
+    pub(super) conflicts: BTreeSet<Conflict>,
+    /// This node takes part in gossip: it was ready once.
+    takes_part: bool,
+}
+
+/// Kinds that the choice depends on; endpoint slices do under policy Local only.
+const KINDS: [Kind; 5] = [
+    Kind::Node,
+    Kind::Service,
+    Kind::AddressPool,
+    Kind::L2Advertisement,
+    Kind::LoadBalancerNode,
+];
+
+impl Announcing {
+    pub(super) fn adopt(announced: BTreeSet<Announced>) -> Self {
+        Self {
+            adopted: announced.clone(),
+            announced,
+            ..Self::default()
+        }
+    }
+}
+
+impl Core {
+    /// Takes in how the other nodes are.
+    pub fn take_liveness(&mut self, liveness: Arc<Liveness>, now: Instant) {
+        let states = |liveness: &Liveness| -> Vec<_> {
+            let states = liveness.peers.iter();
+            states
+                .map(|(node, peer)| (Arc::clone(node), peer.state.forwards()))
+                .collect()
+        };
+        let before = &self.announcing.liveness;
+        if states(before) != states(&liveness) || before.settled != liveness.settled {
+            self.announce.want(now);
+        }
+        self.peer_heard = liveness
+            .peers
+            .values()
+            .any(|peer| peer.state == crate::liveness::State::Alive);
+        self.announcing.liveness = liveness;
+    }
+
+    /// Takes in who claims VIPs on the wire.
+    pub fn take_claims(&mut self, claims: &[Claim]) {
+        let macs = self.index.balancers().flat_map(|balancer| {
+            let interfaces = balancer.spec.interfaces.iter();
+            interfaces.filter_map(|interface| view::mac_of(interface.mac.as_deref()?))
+        });
+        let macs = macs.collect();
+        self.announcing.conflicts =
+            conflicts(claims, &self.announcing.announced, &macs, monotonic_ns());
+    }
+
+    /// What the other agents and this one need to know of each other. It takes part from when it is ready to announce.
+    pub fn members(&mut self) -> Members {
+        self.announcing.takes_part |= self.listed && self.configured && !self.is_waiting();
+        let Some(secrets) = self.secrets.as_ref().filter(|_| self.announcing.takes_part) else {
+            return Members::default();
+        };
+        let nodes = self.index.balancers().filter_map(|balancer| {
+            let name = balancer.metadata.name.as_deref()?;
+            let addresses = view::first_of_each(balancer.spec.addresses.iter().copied());
+            self.index.has_node(name).then(|| (name.into(), addresses))
+        });
+        Members {
+            own: self.own,
+            key: Some(secrets.gossip),
+            secret: secret::encap_secret(secrets.encap),
+            nodes: nodes.take(MEMBERS_MAX).collect(),
+        }
+    }
+
+    /// What the network is to be told.
+    pub fn telling(&self) -> Telling {
+        Telling {
+            announced: self.announcing.announced.clone(),
+            adopted: self.announcing.adopted.clone(),
+            repeats: self.announcing.liveness.returns,
+        }
+    }
+
+    /// Marks the choice as due if it depends on what changed.
+    pub(super) fn announce_after(&mut self, changed: &Changed, now: Instant) {
+        let is_local = |named: &Named| self.index.service(named).is_some_and(facts::is_local);
+        if KINDS.iter().any(|kind| changed.kinds.contains(kind))
+            || changed.services.iter().any(is_local)
+        {
+            self.announce.want(now);
+        }
+    }
+
+    /// Withdraws what this node is no longer to announce: before tables change.
+    pub(super) fn apply_withdrawals(&mut self, now: Instant) {
+        if self.announce.is_due(now) && self.may_choose() {
+            let announced: BTreeSet<_> = self.announcing.announced.clone();
+            let wanted = self.wanted_announcements();
+            let kept = announced.intersection(&wanted).copied().collect();
+            let outcome = self.announce_only(kept);
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "a VIP is not withdrawn; tried again");
+            }
+        }
+    }
+
+    /// Announces what this node is to announce: after tables were applied.
+    pub(super) fn apply_announcements(&mut self, now: Instant) {
+        if !(self.announce.is_due(now) && self.may_choose()) {
+            return;
+        }
+        let wanted = self.wanted_announcements();
+        let outcome = self.announce_only(wanted);
+        self.announce
+            .record(outcome.map_err(|error| super::chain(&error)), now);
+    }
+
+    /// Enough is known to decide who announces what.
+    pub(super) fn may_choose(&self) -> bool {
+        match self.settings.origin {
+            Origin::Directory { .. } => false,
+            Origin::Cluster => self.listed && self.announcing.liveness.settled,
+        }
+    }
+
+    /// The choice, as far as it concerns this node and its tables are applied.
+    fn wanted_announcements(&mut self) -> BTreeSet<Announced> {
+        let mut vips: BTreeMap<IpAddr, BTreeSet<Named>> = BTreeMap::new();
+        let mut unapplied = BTreeSet::new();
+        for (named, table) in &self.tables {
+            for vip in table.spec.iter().flat_map(|spec| &spec.vips) {
+                vips.entry(*vip).or_default().insert(named.clone());
+                if table.applied.is_none() {
+                    unapplied.insert(*vip);
+                }
+            }
+        }
+        let own = self.settings.node.clone();
+        let liveness = Arc::clone(&self.announcing.liveness);
+        let facts = facts::facts(&self.index, &vips, |node| {
+            node == own || liveness.may_announce(node)
+        });
+        self.announcing.faults.clone_from(&facts.faults);
+        self.announcing.chosen = choose::choose(&facts.vips, &facts.nodes, &facts.from);
+        let held: BTreeSet<_> = self
+            .announcing
+            .announced
+            .iter()
+            .map(|(vip, _, _)| *vip)
+            .collect();
+        let ours = self
+            .announcing
+            .chosen
+            .iter()
+            .filter(|(_, choice)| *choice.node == *own)
+            .filter(|(vip, _)| !unapplied.contains(vip) || held.contains(vip));
+        ours.flat_map(|(vip, choice)| self.places(*vip, choice))
+            .collect()
+    }
+
+    /// Interfaces of this node that a choice names, with their MACs.
+    fn places(&self, vip: IpAddr, choice: &Choice) -> Vec<Announced> {
+        let carrying = self
+            .interfaces
+            .iter()
+            .filter(|interface| interface.xdp.is_some());
+        carrying
+            .filter(|interface| choice.interfaces.contains(&interface.name))
+            .filter_map(|interface| {
+                let mac = self.links.get(interface.ifindex)?.mac?;
+                Some((vip, interface.ifindex, mac))
+            })
+            .collect()
+    }
+
+    fn announce_only(&mut self, wanted: BTreeSet<Announced>) -> Result<(), ApplyError> {
+        let ops = self.installed.plan_announced(&wanted);
+        self.apply(&ops)?;
+        let interface = |ifindex| self.links.get(ifindex).map(|link| link.name.clone());
+        for (vip, ifindex, _) in wanted.difference(&self.announcing.announced) {
+            tracing::info!(%vip, interface = interface(*ifindex), "announces a VIP");
+        }
+        for (vip, ifindex, _) in self.announcing.announced.difference(&wanted) {
+            tracing::info!(%vip, interface = interface(*ifindex), "announces a VIP no longer");
+        }
+        self.announcing.announced = wanted;
+        Ok(())
+    }
+}

@@ -1,0 +1,241 @@
+//! What [`super::choose`] needs, from objects. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+
+use super::choose::{From, Node, Uplink, Vip};
+use crate::api::address_pool::AddressPool;
+use crate::api::l2_advertisement::L2Advertisement;
+use crate::api::load_balancer_node::{LoadBalancerNode, NodeRole, XdpMode};
+use crate::api::selector::{self, Labels};
+use crate::source::index::{Index, Named};
+
+/// Label of nodes that announce nothing.
+pub const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+
+/// What the choice is made from.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Facts {
+    /// VIPs that have a table.
+    pub vips: Vec<Vip>,
+    /// Nodes that could announce.
+    pub nodes: Vec<Node>,
+    /// Advertisements.
+    pub from: Vec<From>,
+    /// What is wrong with an advertisement: its name, and a sentence.
+    pub faults: Vec<(String, String)>,
+}
+
+/// Collects what the choice is made from. `vips` are those that have tables, with their Services; `is_live` says whether a
+/// node may announce as far as the others hear.
+pub fn facts(
+    index: &Index,
+    vips: &BTreeMap<IpAddr, BTreeSet<Named>>,
+    is_live: impl Fn(&str) -> bool,
+) -> Facts {
+    let mut facts = Facts::default();
+    let advertisements: Vec<_> = index.advertisements().collect();
+    if advertisements.is_empty() {
+        return facts;
+    }
+    facts.from = advertisements
+        .iter()
+        .map(|advertisement| from(index, advertisement, &mut facts.faults))
+        .collect();
+    facts.nodes = index
+        .balancers()
+        .filter(|balancer| balancer.spec.role != NodeRole::Owner)
+        .filter(|balancer| is_eligible(index, balancer) && is_live(name(balancer)))
+        .map(node)
+        .collect();
+    facts.vips = vips
+        .iter()
+        .map(|(address, services)| vip(index, *address, services, &advertisements))
+        .collect();
+    facts
+}
+
+fn name(balancer: &LoadBalancerNode) -> &str {
+    balancer.metadata.name.as_deref().unwrap_or_default()
+}
+
+/// Its Node exists and is not excluded. Whether it is ready or may be scheduled says nothing about forwarding.
+fn is_eligible(index: &Index, balancer: &LoadBalancerNode) -> bool {
+    let Some(node) = index.node(name(balancer)) else {
+        return false;
+    };
+    let label = node.metadata.labels.as_ref();
+    label
+        .and_then(|labels| labels.get(EXCLUDE_LABEL))
+        .is_none_or(|value| value == "false")
+}
+
+fn node(balancer: &LoadBalancerNode) -> Node {
+    let uplinks = balancer.spec.interfaces.iter();
+    Node {
+        name: name(balancer).into(),
+        interfaces: uplinks
+            .filter(|interface| interface.xdp != XdpMode::None)
+            .map(|interface| Uplink {
+                name: interface.name.clone(),
+                subnets: interface.subnets.clone(),
+            })
+            .collect(),
+    }
+}
+
+fn from(
+    index: &Index,
+    advertisement: &L2Advertisement,
+    faults: &mut Vec<(String, String)>,
+) -> From {
+    let spec = &advertisement.spec;
+    let mut check = |field: &str, selector: &Option<LabelSelector>| {
+        let fault = selector
+            .as_ref()
+            .and_then(|selector| selector::matches(selector, &Labels::new()).err());
+        if let Some(error) = fault {
+            let name = advertisement.metadata.name.clone().unwrap_or_default();
+            faults.push((
+                name,
+                format!("spec.{field} selects nothing: {error}; correct it"),
+            ));
+        }
+    };
+    check("poolSelector", &spec.pool_selector);
+    check("serviceSelector", &spec.service_selector);
+    check("nodeSelector", &spec.node_selector);
+    From {
+        nodes: spec.node_selector.as_ref().map(|selector| {
+            index
+                .nodes()
+                .filter(|node| fits(selector, node.metadata.labels.as_ref()))
+                .filter_map(|node| node.metadata.name.as_deref().map(Arc::from))
+                .collect()
+        }),
+        interfaces: spec.interfaces.iter().cloned().collect(),
+    }
+}
+
+fn fits(selector: &LabelSelector, labels: Option<&Labels>) -> bool {
+    let none = Labels::new();
+    selector::matches(selector, labels.unwrap_or(&none)).unwrap_or(false)
+}
+
+fn vip(
+    index: &Index,
+    address: IpAddr,
+    services: &BTreeSet<Named>,
+    advertisements: &[&L2Advertisement],
+) -> Vip {
+    let pool = index.pools().find(|pool| holds(pool, address));
+    let objects: Vec<_> = services
+        .iter()
+        .filter_map(|named| Some((named, index.service(named)?)))
+        .collect();
+    let selected = advertisements
+        .iter()
+        .enumerate()
+        .filter(|(_, advertisement)| {
+            selects_pool(advertisement, pool) && selects_service(advertisement, &objects)
+        })
+        .map(|(at, _)| at);
+    let local: Vec<_> = objects
+        .iter()
+        .filter(|(_, service)| is_local(service))
+        .collect();
+    Vip {
+        address,
+        advertisements: selected.collect(),
+        only: (!local.is_empty()).then(|| {
+            local
+                .iter()
+                .flat_map(|(named, _)| serving_nodes(index, named))
+                .collect()
+        }),
+    }
+}
+
+fn selects_pool(advertisement: &L2Advertisement, pool: Option<&AddressPool>) -> bool {
+    let spec = &advertisement.spec;
+    if spec.pools.is_empty() && spec.pool_selector.is_none() {
+        return true;
+    }
+    let Some(pool) = pool else { return false };
+    let named = pool
+        .metadata
+        .name
+        .as_ref()
+        .is_some_and(|name| spec.pools.contains(name));
+    let selected = spec
+        .pool_selector
+        .as_ref()
+        .is_some_and(|selector| fits(selector, pool.metadata.labels.as_ref()));
+    named || selected
+}
+
+fn selects_service(advertisement: &L2Advertisement, services: &[(&Named, &Service)]) -> bool {
+    let Some(selector) = &advertisement.spec.service_selector else {
+        return true;
+    };
+    services
+        .iter()
+        .any(|(_, service)| fits(selector, service.metadata.labels.as_ref()))
+}
+
+/// Whether a Service wants packets to enter where its pods are.
+pub fn is_local(service: &Service) -> bool {
+    let spec = service.spec.as_ref();
+    spec.and_then(|spec| spec.external_traffic_policy.as_deref()) == Some("Local")
+}
+
+/// Nodes with an endpoint that gets new flows: one that is ready and not terminating; if there is none anywhere, one that
+/// still serves while it terminates.
+fn serving_nodes(index: &Index, named: &Named) -> BTreeSet<Arc<str>> {
+    let mut ready = BTreeSet::new();
+    let mut leaving = BTreeSet::new();
+    for endpoint in index
+        .slices(named)
+        .flat_map(|slice| slice.endpoints.iter().flatten())
+    {
+        let Some(node) = endpoint.node_name.as_deref() else {
+            continue;
+        };
+        let conditions = endpoint.conditions.clone().unwrap_or_default();
+        let terminates = conditions.terminating.unwrap_or(false);
+        if conditions.ready.unwrap_or(true) && !terminates {
+            ready.insert(Arc::from(node));
+        } else if conditions.serving.unwrap_or(true) && terminates {
+            leaving.insert(Arc::from(node));
+        }
+    }
+    if ready.is_empty() { leaving } else { ready }
+}
+
+/// Whether a pool has an address. Entries that are no ranges have none; the manager says so.
+fn holds(pool: &AddressPool, address: IpAddr) -> bool {
+    pool.spec.addresses.iter().any(|range| {
+        if let Some((first, last)) = range.split_once('-') {
+            let ends = (
+                first.trim().parse::<IpAddr>(),
+                last.trim().parse::<IpAddr>(),
+            );
+            let (Ok(first), Ok(last)) = ends else {
+                return false;
+            };
+            return first.is_ipv4() == address.is_ipv4() && (first..=last).contains(&address);
+        }
+        range
+            .trim()
+            .parse::<IpNet>()
+            .is_ok_and(|net| net.contains(&address))
+    })
+}
+
+#[cfg(test)]
+mod tests;
