@@ -12,6 +12,7 @@ pub mod admin;
 pub mod agent;
 pub mod announce;
 pub mod api;
+pub mod ask;
 pub mod dataplane;
 pub mod liveness;
 pub mod manager;

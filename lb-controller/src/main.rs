@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
-use lb_controller::{agent, api, manager};
+use lb_controller::{agent, api, ask, manager};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -44,6 +44,8 @@ enum Command {
         #[arg(long, default_value = agent::PIN_DIR_DEFAULT)]
         pin_dir: PathBuf,
     },
+    /// Asks the agent on this machine, and prints its answer.
+    Admin(lb_controller::ask::Options),
     /// Loads all programs without attaching them, and prints what the kernel's verifier says.
     Verify,
     /// Prints the definitions of our objects as YAML, as an API server takes them.
@@ -62,7 +64,7 @@ fn main() -> ExitCode {
     } = Arguments::parse();
     let outcome = start_logs(log_format, &log).and_then(|()| run(command));
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // One sentence with its causes; this is all that a person sees when we can not start.
             eprintln!("lb-controller: {error:#}");
@@ -84,14 +86,16 @@ fn start_logs(format: LogFormat, directives: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Manager(options) => block_on(|stop| manager::run(options, stop)),
-        Command::Agent(options) => block_on(|stop| agent::run(options, stop)),
-        Command::Detach { pin_dir } => agent::detach(&pin_dir),
-        Command::Verify => agent::verify(),
-        Command::Crds { directory } => crds(directory.as_deref()),
+        Command::Admin(options) => return block_on(|_| async { Ok(ask::run(options).await) }),
+        Command::Manager(options) => block_on(|stop| manager::run(options, stop))?,
+        Command::Agent(options) => block_on(|stop| agent::run(options, stop))?,
+        Command::Detach { pin_dir } => agent::detach(&pin_dir)?,
+        Command::Verify => agent::verify()?,
+        Command::Crds { directory } => crds(directory.as_deref())?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn crds(directory: Option<&Path>) -> anyhow::Result<()> {
@@ -108,9 +112,9 @@ fn crds(directory: Option<&Path>) -> anyhow::Result<()> {
 }
 
 /// Runs until the future ends; SIGTERM and SIGINT only ask it to.
-fn block_on<F: Future<Output = anyhow::Result<()>>>(
+fn block_on<T, F: Future<Output = anyhow::Result<T>>>(
     future: impl FnOnce(CancellationToken) -> F,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<T> {
     // Two threads: one may wait for a file while the other answers.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
