@@ -21,13 +21,13 @@ pub(crate) struct Args {
     #[command(subcommand)]
     what: What,
     /// VIPs with ports, taken in turn.
-    #[arg(long, required = true, value_delimiter = ',', global = true)]
+    #[arg(long, required = true, value_delimiter = ',')]
     to: Vec<SocketAddr>,
     /// Addresses of our own, taken in turn; those of the kernel's choice if not given.
-    #[arg(long, value_delimiter = ',', global = true)]
+    #[arg(long, value_delimiter = ',')]
     from: Vec<IpAddr>,
     /// UDP instead of TCP.
-    #[arg(long, global = true)]
+    #[arg(long)]
     udp: bool,
 }
 
