@@ -1,7 +1,8 @@
-//! Asking an agent over its admin socket: HTTP with JSON over a Unix socket. Knows no command.
+//! Asking an agent: over its admin socket on this machine (HTTP with JSON over a Unix socket), or in its pod, see
+//! [`crate::cluster`]. Knows no command.
 
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -14,49 +15,78 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use crate::cluster::AgentPod;
+
 /// An agent answers from memory or reads its maps once: more than this is a hang.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Twice the largest list of flows.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
+pub(crate) const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Whom to ask.
+#[derive(Clone, Debug)]
+pub(crate) enum Agent {
+    /// The one behind this socket.
+    Socket(PathBuf),
+    /// One in a cluster.
+    Pod(Box<AgentPod>),
+}
 
 /// The answer to `GET path`.
-pub(crate) fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> anyhow::Result<T> {
-    ask(socket, Method::GET, path, Bytes::new())
+pub(crate) fn get<T: DeserializeOwned>(agent: &Agent, path: &str) -> anyhow::Result<T> {
+    ask(agent, &Method::GET, path, Vec::new())
 }
 
 /// The answer to `POST path` with a JSON body.
 pub(crate) fn post<T: DeserializeOwned>(
-    socket: &Path,
+    agent: &Agent,
     path: &str,
     body: &impl Serialize,
 ) -> anyhow::Result<T> {
     let body = serde_json::to_vec(body).context("write JSON")?;
-    ask(socket, Method::POST, path, body.into())
+    ask(agent, &Method::POST, path, body)
 }
 
 fn ask<T: DeserializeOwned>(
-    socket: &Path,
-    method: Method,
+    agent: &Agent,
+    method: &Method,
     path: &str,
-    body: Bytes,
+    body: Vec<u8>,
 ) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let answer = runtime.block_on(async {
-        tokio::time::timeout(ANSWER_LIMIT, exchange(socket, method, path, body))
-            .await
-            .unwrap_or_else(|_| {
-                Err(anyhow!(
-                    "no answer within {} s; see the agent's log",
-                    ANSWER_LIMIT.as_secs()
-                ))
-            })
-    });
-    answer
-        .and_then(|(status, body)| read(status, &body))
-        .with_context(|| format!("asking the agent at {} for {path}", socket.display()))
+    let answer = runtime.block_on(within(ANSWER_LIMIT, async {
+        match agent {
+            Agent::Socket(socket) => exchange(socket, method.clone(), path, body.into())
+                .await
+                .and_then(|(status, body)| read(status, &body)),
+            Agent::Pod(pod) => {
+                let client = pod.cluster.client().await?;
+                let answer = pod.ask(client, method.as_str(), path, &body).await?;
+                value(&answer)
+            }
+        }
+    }));
+    answer.with_context(|| match agent {
+        Agent::Socket(socket) => format!("asking the agent at {} for {path}", socket.display()),
+        Agent::Pod(pod) => format!("asking the agent in pod {pod} for {path}"),
+    })
+}
+
+/// What a future gives, unless it takes too long.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    future: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    tokio::time::timeout(limit, future)
+        .await
+        .unwrap_or_else(|_| {
+            Err(anyhow!(
+                "no answer within {} s; see the agent's log",
+                limit.as_secs()
+            ))
+        })
 }
 
 /// One request, one answer, one connection.
@@ -95,22 +125,27 @@ async fn exchange(
 
 /// The value in an answer, or the sentence of a refusal.
 fn read<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> anyhow::Result<T> {
-    if status.is_success() {
-        return serde_json::from_slice(body).context(
-            "the answer is not what this lbctl expects; use the lbctl of the agent's version",
-        );
+    if !status.is_success() && serde_json::from_slice::<admin::Error>(body).is_err() {
+        bail!("refused with {status}; use the lbctl of the agent's version");
     }
-    match serde_json::from_slice::<admin::Error>(body) {
-        Ok(admin::Error { error }) => bail!("{error}"),
-        Err(_) => bail!("refused with {status}; use the lbctl of the agent's version"),
+    value(body)
+}
+
+/// The same where only the body is known.
+fn value<T: DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {
+    if let Ok(admin::Error { error }) = serde_json::from_slice(body) {
+        bail!("{error}");
     }
+    serde_json::from_slice(body)
+        .context("the answer is not what this lbctl expects; use the lbctl of the agent's version")
 }
 
 /// What to do about a socket that cannot be opened.
 fn advice(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::NotFound => {
-            "start the agent on this machine, or name its socket with --socket (`lbctl lab --keep` prints those of a lab)"
+            "start the agent on this machine, name its socket with --socket (`lbctl lab --keep` prints those of a lab), or ask a \
+             cluster with --kubeconfig"
         }
         ErrorKind::PermissionDenied => "only root may ask: run lbctl as root",
         ErrorKind::ConnectionRefused => {
@@ -125,11 +160,10 @@ pub(crate) mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixListener;
-    use std::path::PathBuf;
     use std::thread::JoinHandle;
 
     /// A socket that gives one answer, and the request that it got.
-    pub(crate) fn answering(name: &str, status: &str, body: &str) -> (PathBuf, JoinHandle<String>) {
+    pub(crate) fn answering(name: &str, status: &str, body: &str) -> (Agent, JoinHandle<String>) {
         let socket =
             std::env::temp_dir().join(format!("lbctl-test-{}-{name}.sock", std::process::id()));
         let _ = std::fs::remove_file(&socket);
@@ -147,26 +181,29 @@ pub(crate) mod tests {
             std::fs::remove_file(path).unwrap();
             String::from_utf8_lossy(&request[..length]).into_owned()
         });
-        (socket, server)
+        (Agent::Socket(socket), server)
     }
 
     #[test]
     fn an_answer_comes_back_through_a_real_socket() {
-        let (socket, server) = answering("get", "200 OK", r#"{"checks":[]}"#);
-        let checks: admin::Checks = get(&socket, "/v1/check").unwrap();
+        let (agent, server) = answering("get", "200 OK", r#"{"checks":[]}"#);
+        let checks: admin::Checks = get(&agent, "/v1/check").unwrap();
         assert_eq!(checks, admin::Checks::default());
         assert!(server.join().unwrap().starts_with("GET /v1/check HTTP/1.1"));
     }
 
     #[test]
     fn a_refusal_is_the_agents_sentence() {
-        let (socket, server) = answering(
+        let (agent, server) = answering(
             "refusal",
             "404 Not Found",
             r#"{"error":"10.0.0.1:80 is no VIP"}"#,
         );
-        let error = post::<admin::Checks>(&socket, "/v1/explain", &1).unwrap_err();
+        let error = post::<admin::Checks>(&agent, "/v1/explain", &1).unwrap_err();
         server.join().unwrap();
+        let Agent::Socket(socket) = agent else {
+            panic!("a socket was asked")
+        };
         assert_eq!(
             format!("{error:#}"),
             format!(
@@ -189,7 +226,7 @@ pub(crate) mod tests {
 
     #[test]
     fn without_an_agent_the_error_says_what_to_do() {
-        let error = get::<admin::Checks>(Path::new("/nowhere/agent.sock"), "/v1/check")
+        let error = get::<admin::Checks>(&Agent::Socket("/nowhere/agent.sock".into()), "/v1/check")
             .unwrap_err()
             .root_cause()
             .to_string();

@@ -1,9 +1,8 @@
 //! `lbctl backends`: pods that tables name, and how they are reached.
 
-use std::path::Path;
-
 use lb_controller::admin::{Backend, Backends, NextHop};
 
+use crate::agent::Agent;
 use crate::output::{Output, Paint, lines, parts, table};
 use crate::{Outcome, agent, units};
 
@@ -15,8 +14,8 @@ pub(crate) struct Args {
 }
 
 /// Asks the agent and prints its backends. Unwell if one of them cannot be reached.
-pub(crate) fn run(args: &Args, socket: &Path, output: Output) -> anyhow::Result<Outcome> {
-    let mut backends: Backends = agent::get(socket, "/v1/backends")?;
+pub(crate) fn run(args: &Args, agent: &Agent, output: Output) -> anyhow::Result<Outcome> {
+    let mut backends: Backends = agent::get(agent, "/v1/backends")?;
     if let Some(service) = &args.service {
         backends.backends.retain(|b| b.services.contains(service));
     }

@@ -1,15 +1,14 @@
 //! `lbctl check`: is this machine fit?
 
-use std::path::Path;
-
 use lb_controller::admin::{Check, Checks, Outcome as Found};
 
+use crate::agent::Agent;
 use crate::output::{Output, Paint};
 use crate::{Outcome, agent};
 
 /// Asks the agent and prints what it found. Unwell if something does not work; a disadvantage alone is not.
-pub(crate) fn run(socket: &Path, output: Output) -> anyhow::Result<Outcome> {
-    let checks: Checks = agent::get(socket, "/v1/check")?;
+pub(crate) fn run(agent: &Agent, output: Output) -> anyhow::Result<Outcome> {
+    let checks: Checks = agent::get(agent, "/v1/check")?;
     output.emit(&checks, show)?;
     Ok(outcome(&checks))
 }

@@ -1,11 +1,11 @@
 //! `lbctl explain`: where a packet would go, and why.
 
 use std::net::SocketAddr;
-use std::path::Path;
 
 use clap::ValueEnum;
 use lb_controller::admin::{Candidate, ExplainRequest, Explanation};
 
+use crate::agent::Agent;
 use crate::output::{Output, Paint, facts, lines, parts, table};
 use crate::{Outcome, agent, backends};
 
@@ -41,19 +41,19 @@ impl Protocol {
 }
 
 /// Asks the agent and prints its explanation. Unwell if nobody would get the packet.
-pub(crate) fn run(args: &Args, socket: &Path, output: Output) -> anyhow::Result<Outcome> {
-    let explanation = ask(args, socket)?;
+pub(crate) fn run(args: &Args, agent: &Agent, output: Output) -> anyhow::Result<Outcome> {
+    let explanation = ask(args, agent)?;
     output.emit(&explanation, show)?;
     Ok(outcome(&explanation))
 }
 
-fn ask(args: &Args, socket: &Path) -> anyhow::Result<Explanation> {
+fn ask(args: &Args, agent: &Agent) -> anyhow::Result<Explanation> {
     let request = ExplainRequest {
         client: args.client,
         vip: args.vip,
         protocol: args.protocol.name().to_owned(),
     };
-    agent::post(socket, "/v1/explain", &request)
+    agent::post(agent, "/v1/explain", &request)
 }
 
 fn outcome(explanation: &Explanation) -> Outcome {
@@ -179,7 +179,7 @@ CANDIDATE  POD            ADDRESS        NODE  BECAUSE  BACKEND  NEXT HOP
             candidates: Vec::new(),
             ..explanation()
         };
-        let (socket, server) = agent::tests::answering(
+        let (agent, server) = agent::tests::answering(
             "explain",
             "200 OK",
             &serde_json::to_string(&nobody).unwrap(),
@@ -189,7 +189,7 @@ CANDIDATE  POD            ADDRESS        NODE  BECAUSE  BACKEND  NEXT HOP
             vip: "198.51.100.1:443".parse().unwrap(),
             protocol: Protocol::Udp,
         };
-        let answer = ask(&args, &socket).unwrap();
+        let answer = ask(&args, &agent).unwrap();
         assert_eq!(outcome(&answer), Outcome::Unwell);
         let request = server.join().unwrap();
         assert!(

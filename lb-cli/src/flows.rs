@@ -1,11 +1,11 @@
 //! `lbctl flows`: flows whose pod is on this node.
 
 use std::net::IpAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use lb_controller::admin::{FLOWS_LIMIT_DEFAULT, FLOWS_LIMIT_MAX, Flow, FlowState, Flows};
 
+use crate::agent::Agent;
 use crate::output::{Output, Paint, lines, parts, table};
 use crate::{Outcome, agent, units};
 
@@ -31,8 +31,8 @@ fn limit(text: &str) -> Result<usize, String> {
 }
 
 /// Asks the agent and prints its flows.
-pub(crate) fn run(args: &Args, socket: &Path, output: Output) -> anyhow::Result<Outcome> {
-    let flows: Flows = agent::get(socket, &path(args))?;
+pub(crate) fn run(args: &Args, agent: &Agent, output: Output) -> anyhow::Result<Outcome> {
+    let flows: Flows = agent::get(agent, &path(args))?;
     output.emit(&flows, show)?;
     Ok(Outcome::Well)
 }

@@ -7,6 +7,7 @@
 mod agent;
 mod backends;
 mod check;
+mod cluster;
 mod explain;
 mod flows;
 mod lab;
@@ -15,11 +16,13 @@ mod services;
 mod status;
 mod units;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::agent::Agent;
+use crate::cluster::Cluster;
 use crate::output::{Format, Output};
 
 /// See and try the Bowline load balancer.
@@ -29,14 +32,11 @@ struct Args {
     /// How to print the answer.
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
-    /// Admin socket of the agent to ask.
-    #[arg(
-        long,
-        global = true,
-        value_name = "PATH",
-        default_value = lb_controller::admin::SOCKET_DEFAULT
-    )]
-    socket: PathBuf,
+    /// Ask the agent behind this admin socket; without it, and without an agent on this machine, a cluster is asked.
+    #[arg(long, global = true, value_name = "PATH", conflicts_with_all = ["kubeconfig", "context", "node"])]
+    socket: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: Cluster,
     #[command(subcommand)]
     command: Command,
 }
@@ -83,24 +83,69 @@ pub(crate) enum Outcome {
 fn main() -> ExitCode {
     let args = Args::parse();
     let output = Output::new(args.output);
-    let socket = &args.socket;
-    let outcome = match args.command {
-        Command::Status => status::run(socket, output),
-        Command::Services => services::run(socket, output),
-        Command::Backends(command) => backends::run(&command, socket, output),
-        Command::Flows(command) => flows::run(&command, socket, output),
-        Command::Explain(command) => explain::run(&command, socket, output),
-        Command::Check => check::run(socket, output),
-        Command::Lab(command) => lab::run(command, output),
-        Command::LabServer(command) => lab::server::run(command),
-        Command::LabClient(command) => lab::client::run(&command),
-    };
-    match outcome {
+    match run(args, output) {
         Ok(Outcome::Well) => ExitCode::SUCCESS,
         Ok(Outcome::Unwell) => ExitCode::from(1),
         Err(error) => {
             eprintln!("lbctl: {error:#}");
             ExitCode::from(3)
+        }
+    }
+}
+
+fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
+    let Args {
+        socket,
+        cluster,
+        command,
+        output: _,
+    } = args;
+    let asked = || asked(socket.as_deref(), &cluster);
+    match command {
+        Command::Status => status::run(&asked()?, output),
+        Command::Services => services::run(&asked()?, output),
+        Command::Backends(command) => backends::run(&command, &asked()?, output),
+        Command::Flows(command) => flows::run(&command, &asked()?, output),
+        Command::Explain(command) => explain::run(&command, &asked()?, output),
+        Command::Check => check::run(&asked()?, output),
+        Command::Lab(command) => lab::run(command, output),
+        Command::LabServer(command) => lab::server::run(command),
+        Command::LabClient(command) => lab::client::run(&command),
+    }
+}
+
+/// Where to ask.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    /// An agent of this machine, by its socket.
+    Machine(PathBuf),
+    /// An agent of a cluster.
+    Cluster,
+}
+
+/// What was named is asked; else the agent of this machine, if there is one; else a cluster.
+fn place(socket: Option<&Path>, cluster: &Cluster) -> Place {
+    let default = Path::new(lb_controller::admin::SOCKET_DEFAULT);
+    match socket {
+        Some(socket) => Place::Machine(socket.to_owned()),
+        None if cluster.is_named() => Place::Cluster,
+        None if default.exists() || !Cluster::may_be_inferred() => {
+            Place::Machine(default.to_owned())
+        }
+        None => Place::Cluster,
+    }
+}
+
+/// The agent to ask.
+fn asked(socket: Option<&Path>, cluster: &Cluster) -> anyhow::Result<Agent> {
+    match place(socket, cluster) {
+        Place::Machine(socket) => Ok(Agent::Socket(socket)),
+        Place::Cluster => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let pod = runtime.block_on(agent::within(agent::ANSWER_LIMIT, cluster.agent()))?;
+            Ok(Agent::Pod(Box::new(pod)))
         }
     }
 }

@@ -1,15 +1,14 @@
 //! `lbctl services`: Services, their VIPs, ports and tables.
 
-use std::path::Path;
-
 use lb_controller::admin::{Service, ServicePort, Services};
 
+use crate::agent::Agent;
 use crate::output::{Output, Paint, lines, parts, table};
 use crate::{Outcome, agent, units};
 
 /// Asks the agent and prints its Services. Unwell if one of them has a problem.
-pub(crate) fn run(socket: &Path, output: Output) -> anyhow::Result<Outcome> {
-    let services: Services = agent::get(socket, "/v1/services")?;
+pub(crate) fn run(agent: &Agent, output: Output) -> anyhow::Result<Outcome> {
+    let services: Services = agent::get(agent, "/v1/services")?;
     output.emit(&services, show)?;
     Ok(if services.services.iter().any(|s| s.problem.is_some()) {
         Outcome::Unwell

@@ -1,19 +1,20 @@
 //! `lbctl status`: the agent at a glance.
 
-use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use lb_controller::admin::{
-    Counter, Interface, MapUsage, Role, ServiceCounts, Source, Status, UnresolvedNextHop,
+    Announced, Counter, Interface, MapUsage, Peer, Role, ServiceCounts, Source, Status,
+    UnresolvedNextHop,
 };
 
+use crate::agent::Agent;
 use crate::output::{Output, Paint, facts, lines, parts, table};
 use crate::{Outcome, agent, units};
 
 /// Asks the agent and prints its state. Unwell if it is not ready, or anything has a problem.
-pub(crate) fn run(socket: &Path, output: Output) -> anyhow::Result<Outcome> {
-    let status: Status = agent::get(socket, "/v1/status")?;
+pub(crate) fn run(agent: &Agent, output: Output) -> anyhow::Result<Outcome> {
+    let status: Status = agent::get(agent, "/v1/status")?;
     output.emit(&status, |status, paint| {
         show(status, Timestamp::now(), paint)
     })?;
@@ -52,6 +53,8 @@ fn show(status: &Status, now: Timestamp, paint: Paint) -> String {
         drops,
         stats,
         next_hops_unresolved,
+        peers,
+        announced,
     } = status;
     parts([
         head(status, paint),
@@ -59,6 +62,8 @@ fn show(status: &Status, now: Timestamp, paint: Paint) -> String {
         interfaces(found),
         source_table(sources, now),
         next_hops(next_hops_unresolved),
+        peer_table(peers),
+        announcements(announced),
         maps(usage),
         counters("DROPPED BECAUSE", drops),
         counters("COUNTED", stats),
@@ -180,6 +185,33 @@ fn next_hops(unresolved: &[UnresolvedNextHop]) -> String {
     lines(&rows)
 }
 
+fn peer_table(peers: &[Peer]) -> String {
+    let mut rows = table(["PEER", "STATE", "FOR"]);
+    for peer in peers {
+        let Peer {
+            node,
+            state,
+            for_seconds,
+        } = peer;
+        let since = units::duration(Duration::from_secs(*for_seconds));
+        rows.add_row([node, state, &since]);
+    }
+    lines(&rows)
+}
+
+fn announcements(announced: &[Announced]) -> String {
+    let mut rows = table(["ANNOUNCED", "INTERFACE", "MAC"]);
+    for announced in announced {
+        let Announced {
+            vip,
+            interface,
+            mac,
+        } = announced;
+        rows.add_row([&vip.to_string(), interface, mac]);
+    }
+    lines(&rows)
+}
+
 fn maps(maps: &[MapUsage]) -> String {
     let mut rows = table(["MAP", "USED", "OF"]);
     for usage in maps {
@@ -222,7 +254,9 @@ mod tests {
         "maps": [{"map": "backends", "used": 6, "capacity": 65536}],
         "drops": [{"name": "held_back", "packets": 3}],
         "stats": [],
-        "next_hops_unresolved": [{"node": "node-2", "address": "10.0.0.12", "reason": "no neighbour"}]
+        "next_hops_unresolved": [{"node": "node-2", "address": "10.0.0.12", "reason": "no neighbour"}],
+        "peers": [{"node": "node-2", "state": "agent-away", "for_seconds": 2}],
+        "announced": [{"vip": "198.51.100.1", "interface": "eth0", "mac": "02:00:00:00:00:01"}]
     }"#;
 
     fn status() -> Status {
@@ -252,6 +286,12 @@ SOURCE        WATCH  LISTED       APPLIED
 
 UNREACHABLE NODE  ADDRESS    REASON
 node-2            10.0.0.12  no neighbour
+
+PEER    STATE       FOR
+node-2  agent-away  2 s
+
+ANNOUNCED     INTERFACE  MAC
+198.51.100.1  eth0       02:00:00:00:00:01
 
 MAP       USED  OF
 backends  6     65536

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use super::cluster::Cluster;
 use super::network::LINK;
 use super::run::UNSERVED;
+use crate::agent::{self, Agent};
 
 /// Agents are ready, and changes applied, well within this, even if the verifier has to share slow cores.
 const SETTLE_LIMIT: Duration = Duration::from_mins(1);
@@ -96,8 +97,8 @@ impl Cluster {
     where
         T: serde::de::DeserializeOwned + Send + 'static,
     {
-        let socket = self.socket(machine);
-        let answer = tokio::task::spawn_blocking(move || crate::agent::get(&socket, path));
+        let agent = Agent::Socket(self.socket(machine));
+        let answer = tokio::task::spawn_blocking(move || agent::get(&agent, path));
         answer.await.context("ask an agent")?
     }
 
