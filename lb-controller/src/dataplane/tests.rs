@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use lb_ebpf::abi::{self, map};
-use lb_ebpf::wire::{Addr6, Be16, Be32, Ports};
+use lb_ebpf::wire::{Addr6, Be16, Be32, Mac, Ports};
 
 use super::bpf::{self, BpfDataplane};
 use super::flows::{IdleTimeouts, TCP};
@@ -38,6 +38,20 @@ fn v4_key(port: u16) -> ServiceKey {
         proto: TCP,
         pad: 0,
     })
+}
+
+fn source_range(prefix_len: u32, service: u32) -> abi::SourceRange {
+    abi::SourceRange {
+        prefix_len,
+        key: abi::SourceKey::new(service, true, Addr6::default()),
+    }
+}
+
+fn announced(ifindex: u32) -> abi::AnnouncedKey {
+    abi::AnnouncedKey {
+        addr: Addr6::mapped(Be32::from_bytes([198, 51, 100, 1])),
+        ifindex,
+    }
 }
 
 fn some_of_each() -> Vec<Op> {
@@ -96,6 +110,30 @@ fn some_of_each() -> Vec<Op> {
             addr: Addr6::mapped(Be32::from_bytes([10, 0, 0, 1])),
             node: 1,
         },
+        Op::SourceRange {
+            range: source_range(32, 1),
+        },
+        Op::SourceRange {
+            range: source_range(160, 2),
+        },
+        Op::SourceRange {
+            range: source_range(40, 1),
+        },
+        Op::RemoveSourceRange {
+            range: source_range(40, 1),
+        },
+        Op::Announce {
+            key: announced(1),
+            value: abi::Announcement {
+                mac: Mac::from_bytes([2, 0, 0, 0, 0, 1]),
+                pad: [0; 2],
+            },
+        },
+        Op::Announce {
+            key: announced(2),
+            value: abi::Announcement::default(),
+        },
+        Op::RemoveAnnounce { key: announced(2) },
         Op::Config {
             value: Box::new(abi::Config {
                 mss4: 1400,

@@ -255,3 +255,32 @@ fn changed_target_port_keeps_the_pod_as_its_own_older() {
         (vec![Some(1)], vec![vec![0]])
     );
 }
+
+#[test]
+fn ranges_and_policy_are_in_the_table_and_clearing_them_is_a_change() {
+    let mut manager = Manager::new(&["a"]);
+    manager.assign(0, "a");
+    manager.service.source_ranges = vec!["203.0.113.0/24".parse().unwrap()];
+    manager.service.traffic_policy = TrafficPolicy::Local;
+    let table = manager.assign(1, "a").table.unwrap();
+    assert_eq!(table.source_ranges, manager.service.source_ranges);
+    assert_eq!(
+        (table.traffic_policy, table.version),
+        (TrafficPolicy::Local, 2)
+    );
+    manager.service.source_ranges.clear();
+    manager.service.traffic_policy = TrafficPolicy::Cluster;
+    let table = manager.assign(2, "a").table.unwrap();
+    assert_eq!((table.source_ranges.len(), table.version), (0, 3));
+    assert_eq!(table.traffic_policy, TrafficPolicy::Cluster);
+}
+
+#[test]
+fn under_policy_local_nobody_is_told_that_connections_are_refused() {
+    let mut manager = Manager::new(&[]);
+    manager.service.traffic_policy = TrafficPolicy::Local;
+    assert_eq!(
+        manager.assign(0, "").problems[0].to_string(),
+        "Service shop/web: port 80/TCP over IPv4 has no usable endpoint, so connections are dropped under externalTrafficPolicy Local; start pods or correct the selector"
+    );
+}

@@ -265,3 +265,47 @@ fn an_endpoint_without_a_pod_is_its_address() {
         ["endpoint:10.0.0.1@10.0.0.1:8080"]
     );
 }
+
+#[test]
+fn under_policy_local_each_node_falls_back_to_its_own_terminating_pods() {
+    let known = Known::new(&["a", "b", "c"], &["n1", "n2"]);
+    let ending = "ready: false, serving: true, terminating: true";
+    let on = |node: &str, endpoint: String| endpoint.replace("n1", node);
+    let all = format!(
+        "[{}, {}, {}]",
+        on("n2", endpoint("a", "10.0.0.1", ending)),
+        endpoint("b", "10.0.0.2", ending),
+        endpoint("c", "10.0.0.3", ""),
+    );
+    let slices = [slice("IPv4", TARGETS, &all)];
+    let mut web = service(PORTS);
+    let merged = |web: &Service| {
+        let endpoints = Endpoints::merge(web, &slices.iter().collect::<Vec<_>>(), &known);
+        usable(&endpoints, Family::IPv4)
+    };
+    assert_eq!(merged(&web), ["c@10.0.0.3:8080"]);
+    web.traffic_policy = TrafficPolicy::Local;
+    assert_eq!(merged(&web), ["a@10.0.0.1:8080", "c@10.0.0.3:8080"]);
+}
+
+#[test]
+fn published_though_not_ready_means_what_ready_says() {
+    let known = Known::new(&["a", "b"], &["n1"]);
+    let all = format!(
+        "[{}, {}]",
+        endpoint("a", "10.0.0.1", "ready: true, serving: false"),
+        endpoint(
+            "b",
+            "10.0.0.2",
+            "ready: true, serving: false, terminating: true"
+        ),
+    );
+    let slices = [slice("IPv4", TARGETS, &all)];
+    let mut web = service(PORTS);
+    web.publish_not_ready = true;
+    let endpoints = Endpoints::merge(&web, &slices.iter().collect::<Vec<_>>(), &known);
+    assert_eq!(
+        usable(&endpoints, Family::IPv4),
+        ["a@10.0.0.1:8080", "b@10.0.0.2:8080"]
+    );
+}
