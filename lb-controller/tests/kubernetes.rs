@@ -122,7 +122,7 @@ fn apply_manifests(plane: &ControlPlane) {
             String::from_utf8_lossy(&output.stderr)
         );
     };
-    apply(&["apply", "-k", &format!("{deploy}/crds")]);
+    apply_definitions(plane);
     apply(&["create", "namespace", "bowline-system"]);
     apply(&[
         "apply",
@@ -131,6 +131,17 @@ fn apply_manifests(plane: &ControlPlane) {
         "-f",
         &format!("{deploy}/kustomize/manager-access.yaml"),
     ]);
+}
+
+fn apply_definitions(plane: &ControlPlane) {
+    let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/crds");
+    let output = plane
+        .kubectl()
+        .unwrap()
+        .args(["apply", "-k", crds])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// One namespace.
@@ -876,4 +887,37 @@ async fn an_api_server_that_goes_away_and_forgets(world: &mut World) {
     );
     place.delete("web").await;
     place.gone("web").await;
+}
+
+/// Without definitions and with a role that lacks verbs: each is said by name, and the rest goes on.
+#[tokio::test]
+async fn missing_definitions_and_permissions_are_said_by_name() {
+    let plane = ControlPlane::start().await.unwrap();
+    _ = LOG.set(plane.directory().to_owned());
+    let path = plane.directory().join("manager-bare.log");
+    let _manager = Manager::start(&plane, "bare");
+    let says = async |sentence: &'static str| {
+        until(sentence, || async {
+            let log = std::fs::read_to_string(&path).unwrap_or_default();
+            log.contains(sentence).then_some(())
+        })
+        .await;
+    };
+    says("permission is missing: verb watch on services").await;
+    says("permission is missing: verb watch on endpointslices.discovery.k8s.io").await;
+    says("the lease can not be had").await;
+    let access = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../deploy/kustomize/manager-access.yaml"
+    );
+    for arguments in [
+        &["create", "namespace", "bowline-system"][..],
+        &["apply", "-n", "bowline-system", "-f", access],
+    ] {
+        let output = plane.kubectl().unwrap().args(arguments).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    says("the definition of addresspools.bowline.dev is missing; apply deploy/crds").await;
+    apply_definitions(&plane);
+    says("kubernetes: leads").await;
 }

@@ -43,6 +43,8 @@ use crate::source::secret::{ClusterSecrets, NAME as SECRET_NAME};
 
 /// Who we are to the API server.
 const FIELD_MANAGER: &str = "bowline-manager";
+/// What is told is brought up to date this often at most.
+const TELL_PERIOD: Duration = Duration::from_millis(500);
 /// Events taken at once before anything else is done.
 const BATCH_MAX: usize = 1024;
 
@@ -91,6 +93,8 @@ pub(super) async fn run(
         leading: false,
         notes,
         told: Vec::new(),
+        tell_at: Instant::now(),
+        untold: false,
     };
     shell.follow(events, shared, stop).await;
     while tasks.join_next().await.is_some() {}
@@ -109,6 +113,9 @@ struct Shell {
     leading: bool,
     notes: Notes,
     told: Vec<Problem>,
+    tell_at: Instant,
+    /// Something happened since it was told.
+    untold: bool,
 }
 
 impl Shell {
@@ -138,7 +145,12 @@ impl Shell {
                 self.desk.pump(&self.core, now);
                 self.pools.work(&self.core, now, wall);
             }
-            self.tell(shared, wall);
+            // All Services are looked through for it, so not after each event.
+            if now >= self.tell_at {
+                self.tell(shared, wall);
+                self.tell_at = now + TELL_PERIOD;
+                self.untold = false;
+            }
             if more {
                 continue;
             }
@@ -152,13 +164,20 @@ impl Shell {
                 .flatten()
                 .filter(|wake| *wake > now)
                 .chain([now + SLEEP_MAX])
+                .chain(self.untold.then_some(self.tell_at))
                 .min();
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(event) => batch.push(event),
+                    Some(event) => {
+                        batch.push(event);
+                        self.untold = true;
+                    }
                     None => return,
                 },
-                Some(done) = self.desk.ended() => self.ended(done),
+                Some(done) = self.desk.ended() => {
+                    self.ended(done);
+                    self.untold = true;
+                }
                 _ = self.until.changed() => {}
                 () = tokio::time::sleep_until(wake.unwrap_or(now + SLEEP_MAX).into()) => {}
                 () = stop.cancelled() => return,

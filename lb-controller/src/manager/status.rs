@@ -1,5 +1,7 @@
 //! What is told to people and machines about one Service. Pure.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 
 use crate::api::file::{
@@ -8,6 +10,11 @@ use crate::api::file::{
 use crate::model::assign::Assigned;
 use crate::model::service::Service;
 use crate::source::index::Named;
+
+fn list(vips: &[IpAddr]) -> String {
+    let vips: Vec<_> = vips.iter().map(ToString::to_string).collect();
+    vips.join(" and ")
+}
 
 /// The status of a Service, from what was assigned and what is wrong. Conditions keep their times while they hold.
 pub(super) fn of(
@@ -34,8 +41,8 @@ pub(super) fn of(
     } else {
         (
             ConditionStatus::True,
-            "Requested",
-            "the requested addresses are used".to_owned(),
+            "Allocated",
+            format!("its addresses are {}", list(&service.vips)),
         )
     };
     let programmed = match &assigned.table {

@@ -118,57 +118,55 @@ impl Desk {
     /// Starts what may be started.
     pub(super) fn pump(&mut self, core: &Core, now: Instant) {
         while self.tasks.try_join_next().is_some() {}
-        let ready: Vec<_> = self
-            .dirty
-            .iter()
-            .filter(|named| !self.busy.contains(*named))
-            .filter(|named| {
-                self.failures
-                    .get(*named)
-                    .is_none_or(|failure| failure.until <= now)
-            })
-            .cloned()
-            .collect();
-        for named in ready {
-            if self.busy.len() >= REQUESTS_MAX {
+        loop {
+            let ready = self.dirty.iter().filter(|named| {
+                let waits = self.failures.get(*named);
+                !self.busy.contains(*named) && waits.is_none_or(|failure| failure.until <= now)
+            });
+            // Never more than can be started: at a start all Services wait here.
+            let room = REQUESTS_MAX.saturating_sub(self.busy.len());
+            let ready: Vec<_> = ready.take(room).cloned().collect();
+            if ready.is_empty() {
                 return;
             }
-            self.dirty.remove(&named);
-            let index = core.index();
-            let table = index
-                .object(&table_key(&named))
-                .and_then(Object::service_table);
-            let Some(step) = step::next(core.wanted(&named), index.service(&named), table) else {
-                self.failures.remove(&named);
-                continue;
-            };
-            self.busy.insert(named.clone());
-            let (client, done) = (self.client.clone(), self.done.0.clone());
-            self.tasks.spawn(async move {
-                let work = Box::pin(carry_out(&client, &named, &step));
-                let outcome = match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
-                    Ok(outcome) => outcome,
-                    Err(elapsed) => Err(kube::Error::Service(elapsed.into())),
-                };
-                // The loop takes all of them, or has ended.
-                _ = done
-                    .send(Done {
-                        named,
-                        step,
-                        outcome,
-                    })
-                    .await;
-            });
+            for named in ready {
+                self.dirty.remove(&named);
+                let index = core.index();
+                let table = index
+                    .object(&table_key(&named))
+                    .and_then(Object::service_table);
+                match step::next(core.wanted(&named), index.service(&named), table) {
+                    Some(step) => self.start(named, step),
+                    None => _ = self.failures.remove(&named),
+                }
+            }
         }
+    }
+
+    fn start(&mut self, named: Named, step: Step) {
+        self.busy.insert(named.clone());
+        let (client, done) = (self.client.clone(), self.done.0.clone());
+        self.tasks.spawn(async move {
+            let work = Box::pin(carry_out(&client, &named, &step));
+            let outcome = match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
+                Ok(outcome) => outcome,
+                Err(elapsed) => Err(kube::Error::Service(elapsed.into())),
+            };
+            let done_with = Done {
+                named,
+                step,
+                outcome,
+            };
+            // The loop takes all of them, or has ended.
+            _ = done.send(done_with).await;
+        });
     }
 
     /// When something is to be tried again.
     pub(super) fn next_wake(&self) -> Option<Instant> {
-        let waiting = self
-            .dirty
-            .iter()
-            .filter_map(|named| self.failures.get(named));
-        waiting.map(|failure| failure.until).min()
+        let waiting = self.failures.iter();
+        let waiting = waiting.filter(|(named, _)| self.dirty.contains(*named));
+        waiting.map(|(_, failure)| failure.until).min()
     }
 
     /// Waits for the next request to end.
