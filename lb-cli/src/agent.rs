@@ -52,19 +52,14 @@ fn ask<T: DeserializeOwned>(
     path: &str,
     body: Vec<u8>,
 ) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")?;
-    let answer = runtime.block_on(within(ANSWER_LIMIT, async {
+    let answer = runtime()?.block_on(within(ANSWER_LIMIT, async {
         match agent {
             Agent::Socket(socket) => exchange(socket, method.clone(), path, body.into())
                 .await
                 .and_then(|(status, body)| read(status, &body)),
             Agent::Pod(pod) => {
                 let client = pod.cluster.client().await?;
-                let answer = pod.ask(client, method.as_str(), path, &body).await?;
-                value(&answer)
+                value(&pod.ask(client, method.as_str(), path, &body).await?)
             }
         }
     }));
@@ -72,6 +67,12 @@ fn ask<T: DeserializeOwned>(
         Agent::Socket(socket) => format!("asking the agent at {} for {path}", socket.display()),
         Agent::Pod(pod) => format!("asking the agent in pod {pod} for {path}"),
     })
+}
+
+/// What asking runs on: one question at a time needs one thread.
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().context("start the runtime")
 }
 
 /// What a future gives, unless it takes too long.
@@ -132,7 +133,7 @@ fn read<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> anyhow::Result<
 }
 
 /// The same where only the body is known.
-fn value<T: DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {
+pub(crate) fn value<T: DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {
     if let Ok(admin::Error { error }) = serde_json::from_slice(body) {
         bail!("{error}");
     }

@@ -1,6 +1,6 @@
 //! Agents in a Kubernetes cluster: finding their pods, and asking them by exec. Needs no way to a node but the API server.
 //!
-//! Permissions that a person needs: `list` of pods and `create` of `pods/exec` in Bowline's namespace.
+//! Permissions that a person needs: `list` of pods in all namespaces and `create` of `pods/exec` in Bowline's.
 
 use std::path::PathBuf;
 
@@ -73,12 +73,8 @@ impl Cluster {
 
     /// The agent to ask: of the node that was named, else the first ready one.
     pub(crate) async fn agent(&self) -> anyhow::Result<AgentPod> {
-        let pods: Api<Pod> = Api::all(self.client().await?);
-        let listed = pods
-            .list(&ListParams::default().labels(AGENTS))
-            .await
-            .context("list the agents' pods; that needs the verb list on pods")?;
-        let Some(pod) = choose(&listed.items, self.node()) else {
+        let pods = agents(self.client().await?).await?;
+        let Some(pod) = choose(&pods, self.node()) else {
             match self.node() {
                 Some(node) => bail!(
                     "node {node} has no running agent; see `kubectl get pods -A -o wide -l {AGENTS}`"
@@ -86,24 +82,46 @@ impl Cluster {
                 None => bail!("no agent runs in this cluster; install Bowline first"),
             }
         };
-        Ok(AgentPod {
+        Ok(self.agent_in(pod))
+    }
+
+    /// The agent in a pod.
+    pub(crate) fn agent_in(&self, pod: &Pod) -> AgentPod {
+        AgentPod {
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             name: pod.metadata.name.clone().unwrap_or_default(),
             cluster: self.clone(),
-        })
+        }
     }
+}
+
+/// All agents' pods.
+pub(crate) async fn agents(client: Client) -> anyhow::Result<Vec<Pod>> {
+    let pods: Api<Pod> = Api::all(client);
+    let listed = pods.list(&ListParams::default().labels(AGENTS)).await;
+    let listed = listed.context("list the agents' pods; that needs the verb list on pods")?;
+    Ok(listed.items)
+}
+
+/// The node that a pod runs on, or is meant for.
+pub(crate) fn node_of(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref()
+}
+
+/// Its containers run, and nobody has asked for its end.
+pub(crate) fn runs(pod: &Pod) -> bool {
+    phase(pod) == Some("Running") && pod.metadata.deletion_timestamp.is_none()
 }
 
 /// The running agent of a node, or the first ready one by name of its node.
 fn choose<'a>(pods: &'a [Pod], node: Option<&str>) -> Option<&'a Pod> {
-    let of_node = |pod: &Pod| pod.spec.as_ref()?.node_name.clone();
     let mut running: Vec<_> = pods
         .iter()
-        .filter(|pod| phase(pod) == Some("Running") && pod.metadata.deletion_timestamp.is_none())
-        .filter(|pod| node.is_none_or(|wanted| of_node(pod).as_deref() == Some(wanted)))
+        .filter(|pod| runs(pod))
+        .filter(|pod| node.is_none_or(|wanted| node_of(pod) == Some(wanted)))
         .collect();
     // Ready ones first: an agent that still starts answers, but knows little.
-    running.sort_by_key(|pod| (!is_ready(pod), of_node(pod)));
+    running.sort_by_key(|pod| (!is_ready(pod), node_of(pod)));
     running.first().copied()
 }
 

@@ -12,6 +12,7 @@ mod explain;
 mod flows;
 mod lab;
 mod output;
+mod overview;
 mod services;
 mod status;
 mod units;
@@ -49,7 +50,8 @@ const EXIT_CODES: &str = "Exit codes:
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The agent at a glance: readiness, interfaces, Services by state, problems, map sizes, counters.
+    /// A cluster at a glance: nodes, pools, problems. With --node or on a machine with an agent, that agent: readiness,
+    /// interfaces, Services by state, problems, map sizes, counters.
     Status,
     /// Services, their VIPs, ports and tables.
     Services,
@@ -102,6 +104,9 @@ fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
     } = args;
     let asked = || asked(socket.as_deref(), &cluster);
     match command {
+        Command::Status if is_about_all(socket.as_deref(), &cluster) => {
+            overview::run(&cluster, output)
+        }
         Command::Status => status::run(&asked()?, output),
         Command::Services => services::run(&asked()?, output),
         Command::Backends(command) => backends::run(&command, &asked()?, output),
@@ -136,14 +141,17 @@ fn place(socket: Option<&Path>, cluster: &Cluster) -> Place {
     }
 }
 
+/// A cluster was asked for, and none of its nodes.
+fn is_about_all(socket: Option<&Path>, cluster: &Cluster) -> bool {
+    cluster.node().is_none() && place(socket, cluster) == Place::Cluster
+}
+
 /// The agent to ask.
 fn asked(socket: Option<&Path>, cluster: &Cluster) -> anyhow::Result<Agent> {
     match place(socket, cluster) {
         Place::Machine(socket) => Ok(Agent::Socket(socket)),
         Place::Cluster => {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
+            let runtime = agent::runtime()?;
             let pod = runtime.block_on(agent::within(agent::ANSWER_LIMIT, cluster.agent()))?;
             Ok(Agent::Pod(Box::new(pod)))
         }

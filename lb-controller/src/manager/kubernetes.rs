@@ -9,7 +9,7 @@
 
 mod desk;
 mod events;
-mod lease;
+pub mod lease;
 mod pools;
 mod step;
 

@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-/// Name of the Lease.
-pub(super) const NAME: &str = "bowline-manager";
+/// Name of the Lease, in the namespace of Bowline.
+pub const NAME: &str = "bowline-manager";
 /// How long a lease lasts that nobody renews.
 pub(super) const DURATION: Duration = Duration::from_secs(10);
 /// A leader that has not renewed for this long writes nothing any more.
