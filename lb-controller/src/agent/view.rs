@@ -33,6 +33,9 @@ const TCP_HEADERS: [u32; 2] = [20 + 20, 40 + 20];
 /// Smallest MSS that is ever told: below it are only misconfigured uplinks (RFC 879, RFC 8200).
 const MSS_MIN: [u32; 2] = [536, 1220];
 
+/// Networks that are told of one interface, so that the node's object stays small whatever routes there are.
+const SUBNETS_MAX: usize = 64;
+
 /// The first internal address of each family.
 pub(super) fn addresses(node: &Node) -> NodeAddresses {
     let all = node
@@ -214,19 +217,20 @@ fn differing<'a, K: 'a + Eq + Hash, V: 'a + PartialEq>(
 
 /// What the node's object says.
 pub(super) fn node_object(core: &Core) -> LoadBalancerNodeSpec {
-    let interfaces = core.interfaces.iter().map(|interface| NodeInterface {
-        name: interface.name.clone(),
-        xdp: match interface.xdp.map(|xdp| xdp.mode) {
-            Some(links::XdpMode::Native) => XdpMode::Native,
-            Some(links::XdpMode::Generic) => XdpMode::Generic,
-            None => XdpMode::None,
-        },
-        mac: core
-            .links
-            .get(interface.ifindex)
-            .and_then(|link| link.mac)
-            .map(mac_text),
-        subnets: Vec::new(),
+    let interfaces = core.interfaces.iter().map(|interface| {
+        let link = core.links.get(interface.ifindex);
+        NodeInterface {
+            name: interface.name.clone(),
+            xdp: match interface.xdp.map(|xdp| xdp.mode) {
+                Some(links::XdpMode::Native) => XdpMode::Native,
+                Some(links::XdpMode::Generic) => XdpMode::Generic,
+                None => XdpMode::None,
+            },
+            mac: link.and_then(|link| link.mac).map(mac_text),
+            subnets: link
+                .map(|link| link.on_link.iter().copied().take(SUBNETS_MAX).collect())
+                .unwrap_or_default(),
+        }
     });
     LoadBalancerNodeSpec {
         role: match core.settings.role {

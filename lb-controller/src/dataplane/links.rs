@@ -1,7 +1,9 @@
 //! The interfaces of this node as the kernel lists them, and which of them get our programs. Pure: the listing itself
 //! is [`super::network`]'s.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
 
 /// Index of an interface; never 0.
 pub type IfIndex = u32;
@@ -67,6 +69,8 @@ pub struct Link {
     /// Whether a route to more than one address leads through it, the link-local subnet aside. Pods' interfaces have
     /// routes to single addresses only, or none.
     pub subnet: bool,
+    /// Networks that it reaches without a router, the link-local subnet aside.
+    pub on_link: BTreeSet<IpNet>,
 }
 
 impl Link {
@@ -164,6 +168,7 @@ pub(super) fn link(ifindex: IfIndex, name: &str) -> Link {
         xdp: None,
         default_route: false,
         subnet: false,
+        on_link: BTreeSet::new(),
     }
 }
 

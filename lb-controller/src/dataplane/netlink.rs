@@ -1,9 +1,10 @@
 //! What the kernel's netlink messages say about interfaces, routes and neighbours. Pure: messages in, values out.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
-use rtnetlink::packet_route::AddressFamily;
+use ipnet::IpNet;
+
 use rtnetlink::packet_route::link::{
     InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
 };
@@ -33,6 +34,7 @@ pub(super) fn link(message: LinkMessage) -> Link {
         xdp: None,
         default_route: false,
         subnet: false,
+        on_link: BTreeSet::new(),
     };
     for attribute in message.attributes {
         match attribute {
@@ -79,29 +81,38 @@ pub(super) fn mark_route(links: &mut Links, message: &RouteMessage) {
     if header.kind != RouteType::Unicast {
         return;
     }
-    let (mut interfaces, mut link_local) = (Vec::new(), false);
+    let (mut interfaces, mut network, mut by_router) = (Vec::new(), None, false);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(ifindex) => interfaces.push(*ifindex),
             RouteAttribute::MultiPath(hops) => {
                 interfaces.extend(hops.iter().map(|hop| hop.interface_index));
+                by_router = true;
+            }
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => by_router = true,
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+                network = IpNet::new((*address).into(), header.destination_prefix_length).ok();
             }
             RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
-                link_local = address.is_unicast_link_local();
+                network = IpNet::new((*address).into(), header.destination_prefix_length).ok();
             }
             _ => {}
         }
     }
-    let single = match header.address_family {
-        AddressFamily::Inet => header.destination_prefix_length == 32,
-        _ => header.destination_prefix_length == 128,
-    };
+    let link_local = network.is_some_and(
+        |network| matches!(network.addr(), IpAddr::V6(address) if address.is_unicast_link_local()),
+    );
+    let single = network.is_some_and(|network| network.prefix_len() == network.max_prefix_len());
+    let subnet = !single && !link_local;
     for ifindex in interfaces {
         let Some(link) = links.get_mut(ifindex) else {
             continue;
         };
         link.default_route |= header.destination_prefix_length == 0;
-        link.subnet |= !single && !link_local;
+        link.subnet |= subnet;
+        if subnet && !by_router {
+            link.on_link.extend(network);
+        }
     }
 }
 

@@ -64,6 +64,29 @@ fn link_id(maps: &BpfDataplane, interface: &Interface) -> u32 {
 }
 
 #[test]
+fn networks_on_the_link_are_those_that_routes_lead_to_without_a_router() {
+    if !is_root("networks_on_the_link_are_those_that_routes_lead_to_without_a_router") {
+        return;
+    }
+    in_namespace(|| {
+        uplink();
+        ip("route add 198.51.100.0/24 via 10.1.0.2");
+        ip("route add 203.0.113.0/24 dev up0");
+        let on_link = || {
+            let links = links();
+            let up0 = links.by_name("up0").unwrap();
+            let shown: Vec<_> = up0.on_link.iter().map(ToString::to_string).collect();
+            shown
+        };
+        assert_eq!(on_link(), ["10.1.0.0/24", "203.0.113.0/24", "fd00:1::/64"]);
+        ip("addr add 192.0.2.9/26 dev up0");
+        ip("addr add 192.0.2.200/32 dev up0");
+        ip("route del 203.0.113.0/24 dev up0");
+        assert_eq!(on_link(), ["10.1.0.0/24", "192.0.2.0/26", "fd00:1::/64"]);
+    });
+}
+
+#[test]
 fn restarted_agent_replaces_the_program_in_the_link_that_stayed() {
     if !is_root("restarted_agent_replaces_the_program_in_the_link_that_stayed") {
         return;
