@@ -13,6 +13,7 @@ use crate::api::address_pool::AddressPool;
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::{LoadBalancerNode, NodeRole, XdpMode};
 use crate::api::selector::{self, Labels};
+use crate::api::service_table::{ServiceTableSpec, TrafficPolicy};
 use crate::source::index::{Index, Named};
 
 /// Label of nodes that announce nothing.
@@ -31,13 +32,12 @@ pub struct Facts {
     pub faults: Vec<(String, String)>,
 }
 
-/// Collects what the choice is made from. `vips` are those that have tables, with their Services; `is_live` says whether a
-/// node may announce as far as the others hear.
-pub fn facts(
-    index: &Index,
-    vips: &BTreeMap<IpAddr, BTreeSet<Named>>,
-    is_live: impl Fn(&str) -> bool,
-) -> Facts {
+/// Services of VIPs that have tables, each with the nodes that its table has serve; none under policy Cluster, where it does
+/// not matter.
+pub type Tabled = BTreeMap<IpAddr, BTreeMap<Named, BTreeSet<Arc<str>>>>;
+
+/// Collects what the choice is made from. `is_live` says whether a node may announce as far as the others hear.
+pub fn facts(index: &Index, vips: &Tabled, is_live: impl Fn(&str) -> bool) -> Facts {
     let mut facts = Facts::default();
     let advertisements: Vec<_> = index.advertisements().collect();
     if advertisements.is_empty() {
@@ -130,12 +130,12 @@ fn fits(selector: &LabelSelector, labels: Option<&Labels>) -> bool {
 fn vip(
     index: &Index,
     address: IpAddr,
-    services: &BTreeSet<Named>,
+    services: &BTreeMap<Named, BTreeSet<Arc<str>>>,
     advertisements: &[&L2Advertisement],
 ) -> Vip {
     let pool = index.pools().find(|pool| holds(pool, address));
     let objects: Vec<_> = services
-        .iter()
+        .keys()
         .filter_map(|named| Some((named, index.service(named)?)))
         .collect();
     let selected = advertisements
@@ -155,7 +155,7 @@ fn vip(
         only: (!local.is_empty()).then(|| {
             local
                 .iter()
-                .flat_map(|(named, _)| serving_nodes(index, named))
+                .flat_map(|(named, _)| serving_nodes(index, named, &services[*named]))
                 .collect()
         }),
     }
@@ -195,8 +195,9 @@ pub fn is_local(service: &Service) -> bool {
 }
 
 /// Nodes with an endpoint that gets new flows: one that is ready and not terminating; if there is none anywhere, one that
-/// still serves while it terminates.
-fn serving_nodes(index: &Index, named: &Named) -> BTreeSet<Arc<str>> {
+/// still serves while it terminates. Those that the table has serve come before all others: the others' pods are not in their
+/// maps yet, so a VIP waits for the table of a new pod where it can, and leaves a pod that ends at once.
+fn serving_nodes(index: &Index, named: &Named, tabled: &BTreeSet<Arc<str>>) -> BTreeSet<Arc<str>> {
     let mut ready = BTreeSet::new();
     let mut leaving = BTreeSet::new();
     for endpoint in index
@@ -214,7 +215,32 @@ fn serving_nodes(index: &Index, named: &Named) -> BTreeSet<Arc<str>> {
             leaving.insert(Arc::from(node));
         }
     }
-    if ready.is_empty() { leaving } else { ready }
+    let in_table = |nodes: &BTreeSet<_>| nodes.intersection(tabled).cloned().collect();
+    [in_table(&ready), in_table(&leaving), ready, leaving]
+        .into_iter()
+        .find(|nodes| !nodes.is_empty())
+        .unwrap_or_default()
+}
+
+/// Nodes that a table has serve new flows, under policy Local.
+pub fn tabled_nodes(table: &ServiceTableSpec) -> BTreeSet<Arc<str>> {
+    if table.traffic_policy == TrafficPolicy::Cluster {
+        return BTreeSet::new();
+    }
+    let current = table.groups.iter().flat_map(|group| {
+        let open = group.current.iter().take(usize::from(group.shape.slots));
+        open.flatten()
+            .filter_map(|candidate| group.candidates.get(*candidate as usize))
+    });
+    // A table that names what is not there is refused where it is applied.
+    let nodes: BTreeSet<_> = current
+        .filter_map(|pod| Some(table.pods.get(*pod as usize)?.node))
+        .collect();
+    nodes
+        .into_iter()
+        .filter_map(|node| table.nodes.get(node as usize))
+        .map(|node| Arc::from(node.as_str()))
+        .collect()
 }
 
 /// Whether a pool has an address. Entries that are no ranges have none; the manager says so.

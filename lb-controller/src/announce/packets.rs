@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lb_ebpf::neighbour::{arp, discovery};
 use tokio::sync::watch;
@@ -21,6 +21,9 @@ pub struct Telling {
     /// Grows when everything is to be told again.
     pub repeats: u64,
 }
+
+/// Before groups that could not be joined are tried again: their interface may be down or about to go.
+const GROUPS_RETRY: Duration = Duration::from_secs(5);
 
 /// Tells the network until stopped.
 pub async fn tell(mut telling: watch::Receiver<Telling>, stop: CancellationToken) {
@@ -51,7 +54,8 @@ pub async fn tell(mut telling: watch::Receiver<Telling>, stop: CancellationToken
                 send(socket, one);
             }
         }
-        let next = bursts.next();
+        let again = (!groups.is_done()).then_some(now + GROUPS_RETRY);
+        let next = bursts.next().into_iter().chain(again).min();
         let sleep = async {
             match next {
                 Some(at) => tokio::time::sleep_until(at.into()).await,

@@ -11,7 +11,8 @@ use std::time::Instant;
 use super::{Core, Origin, view};
 use crate::agent::stamp::monotonic_ns;
 use crate::announce::choose::{self, Choice};
-use crate::announce::{Announced, Conflict, Telling, conflicts, facts};
+use crate::announce::facts::{self, Tabled};
+use crate::announce::{Announced, Conflict, Telling, conflicts};
 use crate::dataplane::ApplyError;
 use crate::dataplane::claims::Claim;
 use crate::liveness::{Liveness, MEMBERS_MAX, Members};
@@ -160,11 +161,14 @@ impl Core {
 
     /// The choice, as far as it concerns this node and its tables are applied.
     fn wanted_announcements(&mut self) -> BTreeSet<Announced> {
-        let mut vips: BTreeMap<IpAddr, BTreeSet<Named>> = BTreeMap::new();
+        let mut vips = Tabled::new();
         let mut unapplied = BTreeSet::new();
         for (named, table) in &self.tables {
-            for vip in table.spec.iter().flat_map(|spec| &spec.vips) {
-                vips.entry(*vip).or_default().insert(named.clone());
+            let Some(spec) = &table.spec else { continue };
+            let nodes = facts::tabled_nodes(spec);
+            for vip in &spec.vips {
+                let services = vips.entry(*vip).or_default();
+                services.insert(named.clone(), nodes.clone());
                 if table.applied.is_none() {
                     unapplied.insert(*vip);
                 }

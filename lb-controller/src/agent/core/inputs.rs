@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Core, Origin, view};
+use crate::announce::facts;
 use crate::api::file::ServiceStatus;
 use crate::api::service_table::{ServiceTable, ServiceTableSpec};
 use crate::dataplane::attach::Interface;
@@ -168,8 +169,11 @@ impl Core {
             return;
         }
         table.attempt.want(now);
-        let vips = |spec: &Option<ServiceTableSpec>| spec.as_ref().map(|spec| spec.vips.clone());
-        if vips(&table.spec) != vips(&spec) {
+        let told = |spec: &Option<ServiceTableSpec>| {
+            let told = |spec: &ServiceTableSpec| (spec.vips.clone(), facts::tabled_nodes(spec));
+            spec.as_ref().map(told)
+        };
+        if told(&table.spec) != told(&spec) {
             self.announce.want(now);
         }
         table.fault = None;
@@ -262,8 +266,9 @@ impl Core {
 
     /// Takes in what became of the programs on the interfaces.
     pub fn interfaces(&mut self, interfaces: &[Interface], xdp: Vec<IfIndex>, links: &Arc<Links>) {
-        self.links = Arc::clone(links);
-        if self.interfaces != interfaces {
+        // MACs are among the links, indices among the interfaces.
+        if self.links != *links || self.interfaces != interfaces {
+            self.links = Arc::clone(links);
             self.interfaces = interfaces.to_vec();
             self.announce.want(Instant::now());
         }

@@ -91,12 +91,18 @@ fn index(exclude: &str, policy: &str, advertisement: &str) -> Index {
     index
 }
 
-fn web() -> BTreeMap<IpAddr, BTreeSet<Named>> {
+fn web() -> Tabled {
+    tabled(&[])
+}
+
+/// The Service's VIP, and the nodes that its table has serve.
+fn tabled(nodes: &[&str]) -> Tabled {
+    let nodes = nodes.iter().map(|node| Arc::from(*node)).collect();
     let named = Named {
         namespace: "default".to_owned(),
         name: "web".to_owned(),
     };
-    [("203.0.113.7".parse().unwrap(), [named].into())].into()
+    [("203.0.113.7".parse().unwrap(), [(named, nodes)].into())].into()
 }
 
 fn names(facts: &Facts) -> Vec<&str> {
@@ -168,6 +174,73 @@ fn policy_local_asks_for_a_ready_endpoint_and_else_for_one_that_still_serves() {
     };
     assert_eq!(with("Cluster"), None);
     assert_eq!(with("Local"), Some(["n1".into()].into()));
+}
+
+/// What a rollout of the one pod goes through: the old pod on `n1`, the new one on `n2`.
+#[test]
+fn a_vip_of_policy_local_leaves_an_ending_pod_at_once_and_waits_for_the_table_of_a_new_one() {
+    let (serves, ends, gone, none) = (
+        "",
+        "terminating: true, ready: false",
+        "terminating: true, serving: false, ready: false",
+        "ready: false",
+    );
+    let stages: [(&str, &str, &[&str], &str); 7] = [
+        (serves, none, &["n1"], "n1"),
+        // The new one is ready; its table is not here yet, then it is.
+        (serves, serves, &["n1"], "n1"),
+        (ends, serves, &["n1"], "n1"),
+        (ends, serves, &["n1", "n2"], "n2"),
+        (gone, serves, &["n2"], "n2"),
+        // Nobody is in the table: who is ready, else who still serves.
+        (ends, serves, &[], "n2"),
+        (ends, none, &["n3"], "n1"),
+    ];
+    for (old, new, nodes, expected) in stages {
+        let mut index = index("'false'", "Local", "{}");
+        let text = format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web-1, namespace: default, labels: \
+             {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\nports: []\nendpoints:\n\
+             - {{addresses: [10.0.0.1], nodeName: n1, conditions: {{{old}}}}}\n\
+             - {{addresses: [10.0.0.2], nodeName: n2, conditions: {{{new}}}}}\n"
+        );
+        let slice = serde_saphyr::from_str(&text).unwrap();
+        let key = ObjectKey {
+            kind: Kind::EndpointSlice,
+            namespace: "default".to_owned(),
+            name: "web-1".to_owned(),
+        };
+        index.apply(key, Object::EndpointSlice(Box::new(slice)));
+        let only = facts(&index, &tabled(nodes), |_| true).vips[0].only.clone();
+        assert_eq!(
+            only,
+            Some([expected.into()].into()),
+            "{old}|{new}|{nodes:?}"
+        );
+    }
+}
+
+#[test]
+fn the_nodes_of_a_table_are_those_of_open_slots() {
+    let table = "
+serviceUid: u
+version: 1
+vips: [203.0.113.7]
+trafficPolicy: Local
+nodes: [n1, n2, n3]
+pods: [{uid: a, node: 0}, {uid: b, node: 1}, {uid: c, node: 2}]
+groups:
+- family: IPv4
+  ports: [{port: 80, protocol: TCP}]
+  shape: {slots: 2, size: 509}
+  targets: [[80]]
+  candidates: [2, 1, 0]
+  current: [2, null, 1]
+";
+    let mut table: ServiceTableSpec = serde_saphyr::from_str(table).unwrap();
+    assert_eq!(tabled_nodes(&table), ["n1".into()].into());
+    table.traffic_policy = TrafficPolicy::Cluster;
+    assert_eq!(tabled_nodes(&table), BTreeSet::new());
 }
 
 #[test]
