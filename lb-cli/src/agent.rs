@@ -1,26 +1,19 @@
-//! Asking an agent: over its admin socket on this machine (HTTP with JSON over a Unix socket), or in its pod, see
-//! [`crate::cluster`]. Knows no command.
+//! Asking an agent: over its admin socket on this machine, or in its pod, see [`crate::cluster`]. Knows no command.
 
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::{Method, StatusCode};
 use lb_controller::admin;
+pub(crate) use lb_controller::ask::ANSWER_LIMIT;
+use lb_controller::ask::exchange;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::cluster::AgentPod;
-
-/// An agent answers from memory or reads its maps once: more than this is a hang.
-pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// Twice the largest list of flows.
-pub(crate) const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// Whom to ask.
 #[derive(Clone, Debug)]
@@ -54,9 +47,13 @@ fn ask<T: DeserializeOwned>(
 ) -> anyhow::Result<T> {
     let answer = runtime()?.block_on(within(ANSWER_LIMIT, async {
         match agent {
-            Agent::Socket(socket) => exchange(socket, method.clone(), path, body.into())
-                .await
-                .and_then(|(status, body)| read(status, &body)),
+            Agent::Socket(socket) => {
+                let stream = UnixStream::connect(socket)
+                    .await
+                    .map_err(|error| anyhow!("{error}; {}", advice(error.kind())))?;
+                let (status, body) = exchange(stream, method.clone(), path, body.into()).await?;
+                read(status, &body)
+            }
             Agent::Pod(pod) => {
                 let client = pod.cluster.client().await?;
                 value(&pod.ask(client, method.as_str(), path, &body).await?)
@@ -88,40 +85,6 @@ pub(crate) async fn within<T>(
                 limit.as_secs()
             ))
         })
-}
-
-/// One request, one answer, one connection.
-async fn exchange(
-    socket: &Path,
-    method: Method,
-    path: &str,
-    body: Bytes,
-) -> anyhow::Result<(StatusCode, Bytes)> {
-    let stream = UnixStream::connect(socket)
-        .await
-        .map_err(|error| anyhow!("{error}; {}", advice(error.kind())))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .context("open HTTP")?;
-    // It ends with the connection, which ends when `sender` and the answer are dropped.
-    let connection = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "localhost")
-        .header("content-type", "application/json")
-        .body(Full::new(body))
-        .context("make the request")?;
-    let answer = sender.send_request(request).await.context("send")?;
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
-        .collect()
-        .await
-        .map_err(|error| anyhow!("{error}"))
-        .context("read the answer")?
-        .to_bytes();
-    connection.abort();
-    Ok((status, body))
 }
 
 /// The value in an answer, or the sentence of a refusal.

@@ -9,9 +9,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, AttachParams, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use lb_controller::ask::ANSWER_BYTES_MAX;
 use tokio::io::AsyncReadExt;
-
-use crate::agent::ANSWER_BYTES_MAX;
 
 /// Labels of agents' pods, as the manifests in `deploy` set them.
 const AGENTS: &str = "app.kubernetes.io/name=bowline,app.kubernetes.io/component=agent";

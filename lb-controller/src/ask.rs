@@ -1,6 +1,7 @@
-//! `lb-controller admin`: one question to the agent's admin socket, for `lbctl` that runs it in the agent's pod. Moves bytes.
+//! Asking an agent over its admin socket (HTTP with JSON over a Unix socket): for `lbctl`, and as `lb-controller admin`, which
+//! `lbctl` runs in the agent's pod. Moves bytes.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,9 +15,9 @@ use tokio::net::UnixStream;
 use crate::admin;
 
 /// An agent answers from memory or reads its maps once: more than this is a hang.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// Twice the largest list of flows.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Longest answer in bytes: twice the largest list of flows.
+pub const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// What the program ends with when no agent answers.
 const NO_ANSWER: u8 = 2;
 
@@ -37,8 +38,17 @@ pub struct Options {
 /// Asks, and prints the answer whatever it is. The exit code is 0 for an answer, 1 for a refusal, 2 if nobody answers.
 #[expect(clippy::print_stdout, reason = "printing is what the command is for")]
 pub async fn run(options: Options) -> ExitCode {
-    let socket = options.admin_socket.clone();
-    let answer = tokio::time::timeout(ANSWER_MAX, exchange(&socket, options)).await;
+    let Options {
+        admin_socket: socket,
+        method,
+        path,
+        body,
+    } = options;
+    let answer = async {
+        let stream = UnixStream::connect(&socket).await?;
+        exchange(stream, method, &path, body.unwrap_or_default().into()).await
+    };
+    let answer = tokio::time::timeout(ANSWER_LIMIT, answer).await;
     let outcome = answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in time")));
     match outcome {
         Ok((status, body)) => {
@@ -53,13 +63,13 @@ pub async fn run(options: Options) -> ExitCode {
     }
 }
 
-async fn exchange(
-    socket: &Path,
-    Options {
-        method, path, body, ..
-    }: Options,
+/// One request, one answer, one connection. Refusals are answers; an error says which step failed.
+pub async fn exchange(
+    stream: UnixStream,
+    method: Method,
+    path: &str,
+    body: Bytes,
 ) -> anyhow::Result<(StatusCode, Bytes)> {
-    let stream = UnixStream::connect(socket).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .context("open HTTP")?;
@@ -70,7 +80,7 @@ async fn exchange(
         .uri(path)
         .header("host", "localhost")
         .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(body.unwrap_or_default())))
+        .body(Full::new(body))
         .context("make the request")?;
     let answer = sender.send_request(request).await.context("send")?;
     let status = answer.status();
