@@ -27,7 +27,7 @@ use crate::tables::Tables;
 use crate::verdict::Verdict;
 use crate::wire::{Addr6, Be16, Be32};
 
-use admit::{admit, first};
+use admit::{admit, answered, first};
 use walk::walk;
 
 /// Where a packet goes, beside the verdict of [`decide`].
@@ -229,14 +229,20 @@ fn decide<F: Family, T: Tables<F>>(
     if work.subject.is_first() {
         return first::<F, T>(tables, arrival, work, now_ns);
     }
-    match work.knowledge {
+    let knowledge = work.knowledge;
+    match knowledge {
         Knowledge::Known => Step::DELIVER,
         Knowledge::InUse => DropReason::TupleInUse.into(),
         Knowledge::Closing if closing_owner(arrival) == Some(arrival.identity) => Step::DELIVER,
         Knowledge::Unknown if arrival.mark & mark::ADMIT != 0 => {
             admit::<F, T>(tables, work, now_ns)
         }
-        known => walk::<F, T>(tables, arrival, work, known == Knowledge::Closing, now_ns),
+        // A pod of this node, though the tables may have forgotten it, as they do under policy Local.
+        Knowledge::Unknown if answered::<F, T>(tables, work, now_ns) => Step::DELIVER,
+        Knowledge::Closing | Knowledge::Unknown => {
+            let closing = knowledge == Knowledge::Closing;
+            walk::<F, T>(tables, arrival, work, closing, now_ns)
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Packets of flows that nobody here knows: the candidates are asked in turn, and what no one claims is held back.
 
-use super::admit::{admit, answered};
+use super::admit::admit;
 use super::know::{Knowledge, know};
 use super::{Step, Work, service_of};
 use crate::abi::{
@@ -43,15 +43,11 @@ pub(super) fn walk<F: Family, T: Tables<F>>(
             DropReason::NoSuchPod.into()
         };
     };
-    // Under policy Local who owns the flow lives here, though the tables may have forgotten him.
-    if service.flags & service_flag::LOCAL_POLICY != 0
-        && !closing
-        && answered::<F, T>(tables, work, now_ns)
-    {
-        return Step::DELIVER;
-    }
     candidates::of::<F, T>(tables, service, &work.subject.tuple, &mut work.list);
     let relay_off = tables.config().flags & config_flag::RELAY_OFF != 0;
+    // Nobody can tell a first datagram, and those are for pods of this node then.
+    let stays = service.flags & service_flag::LOCAL_POLICY != 0
+        && work.subject.tuple.proto == protocol::UDP;
     let mut i = 0;
     while i < PLACES {
         let id = work.list.ids[i];
@@ -65,10 +61,11 @@ pub(super) fn walk<F: Family, T: Tables<F>>(
         if asked.contains(backend.identity) || backend.flags & backend_flag::NO_NEXT_HOP != 0 {
             continue;
         }
-        if relay_off {
+        let is_here = backend.flags & backend_flag::LOCAL != 0;
+        if relay_off || stays && !is_here {
             continue;
         }
-        if backend.flags & backend_flag::LOCAL == 0 {
+        if !is_here {
             work.target.backend = id;
             work.target.mark = (work.closing_at as u8) << mark::CLOSING_SHIFT;
             return Step::RELAY;

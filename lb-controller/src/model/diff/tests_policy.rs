@@ -115,7 +115,7 @@ fn a_service_id_is_handed_on_without_its_ranges() {
 }
 
 #[test]
-fn under_policy_local_only_pods_of_this_node_are_in_the_maps() {
+fn under_policy_local_new_flows_go_to_pods_of_this_node_and_others_are_remembered() {
     let mut node = Node::new(CAPACITY);
     let mut life = Life::new(1, &[80]);
     // Pods 0 and 3 are here, 1 and 2 are not.
@@ -123,11 +123,6 @@ fn under_policy_local_only_pods_of_this_node_are_in_the_maps() {
     spec.traffic_policy = TrafficPolicy::Local;
     let ops = node.want(&spec);
     node.all(&ops);
-    let mut identities: Vec<_> = node.maps.backends.values().map(|b| b.identity).collect();
-    identities.sort_unstable();
-    let mut here = ["service-1-pod-0", "service-1-pod-3"].map(|uid| identity(uid, 8080));
-    here.sort_unstable();
-    assert_eq!(identities, here);
     let local = abi::service_flag::LOCAL_POLICY;
     let entry = |maps: &Contents| {
         *maps
@@ -137,6 +132,14 @@ fn under_policy_local_only_pods_of_this_node_are_in_the_maps() {
             .unwrap()
     };
     assert_eq!(entry(&node.maps).slot_count, 2);
+    let first = entry(&node.maps).slots;
+    let current = |at: u32| {
+        let slot = node.maps.slots[&SlotIndex(first + at)];
+        node.maps.backends[&BackendId(slot.first)].identity
+    };
+    let here = ["service-1-pod-0", "service-1-pod-3"].map(|uid| identity(uid, 8080));
+    assert_eq!([current(0), current(1)], here);
+    assert_eq!(node.maps.backends.len(), 3, "one of the other node");
     let mut away = pods(&mut life, 0b0110, 1);
     away.traffic_policy = TrafficPolicy::Local;
     let ops = node.want(&away);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use lb_ebpf::abi::{DropReason, SourceKey, SourceRange, Stat, service_flag};
 
 use super::{Case, sent, xdp};
-use crate::golden::packet::{self, ACK, Ip, SYN, Tcp, frame, icmp};
+use crate::golden::packet::{self, ACK, Encap, Ip, SYN, Tcp, frame, icmp};
 use crate::golden::scene::{CLIENT_PORT, HTTP, L1, L2, Net, POD_PORT, Proto, R2, Scene, addr6};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -196,5 +196,50 @@ fn local(cases: &mut Vec<Case>, net: Net) {
             frame(&Tcp::new(CLIENT_PORT, HTTP, ACK).packet(&net.ip())),
         )
         .drops(DropReason::HeldBack),
+    ]);
+    local_elsewhere(cases, net);
+}
+
+/// Packets that enter at another node than before.
+fn local_elsewhere(cases: &mut Vec<Case>, net: Net) {
+    let local = |scene| flagged(scene, "policy Local", service_flag::LOCAL_POLICY);
+    let scene = || local(Scene::current(L1, &[R2]));
+    let segment = Proto::Tcp.packet(&net.ip(), HTTP);
+    let datagram = Proto::Udp.packet(&net.ip(), Proto::Udp.port());
+    let passed = Encap {
+        asked: vec![L1.identity()],
+        ..sent(&scene(), R2, net, net, Proto::Tcp)
+    };
+    cases.extend(vec![
+        xdp(
+            format!("policy Local, another node may know the flow, {net:?}"),
+            scene(),
+            frame(&segment),
+        )
+        .transmits(passed.around(&segment))
+        .counts(&[Stat::Relayed]),
+        xdp(
+            format!("policy Local, another node asks for any pod of this one, {net:?}"),
+            local(Scene::current(L1, &[R2]).flow(L2, Proto::Tcp).first(L2)),
+            L1.sent_by(net, 2).around(&segment),
+        )
+        .becomes(frame(&Proto::Tcp.packet(&net.ip_to(L2), POD_PORT)))
+        .counts(&[Stat::Known]),
+        xdp(
+            format!("policy Local, no other node is asked about a datagram, {net:?}"),
+            scene(),
+            frame(&datagram),
+        )
+        .becomes(frame(&Proto::Udp.packet(&net.ip_to(L1), POD_PORT)))
+        .counts(&[Stat::Admitted, Stat::Known]),
+        xdp(
+            format!("policy Local, a first packet stays here, {net:?}"),
+            scene(),
+            frame(&syn(&net.ip())),
+        )
+        .becomes(frame(
+            &Tcp::new(CLIENT_PORT, POD_PORT, SYN).packet(&net.ip_to(L1)),
+        ))
+        .counts(&[Stat::Admitted, Stat::Known]),
     ]);
 }
