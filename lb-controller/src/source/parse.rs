@@ -308,6 +308,8 @@ impl Parsed {
                 );
             }
             Ok(mut value) => {
+                // They have told which object it is; our own types leave them out.
+                unknown.retain(|field| !["apiVersion", "kind"].contains(&field.as_str()));
                 if !unknown.is_empty() {
                     self.faults.push(Fault::Notice {
                         object: key.to_string(),
