@@ -34,7 +34,7 @@ pub mod stamp;
 mod sys;
 mod table;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

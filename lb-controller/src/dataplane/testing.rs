@@ -7,7 +7,22 @@ use std::thread;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Uid, gettid};
 
+use super::Capacity;
+use super::load::Sizes;
 use super::pin::{mount_bpffs, unmount_bpffs};
+
+/// Small, so that tests are fast and modest.
+pub(crate) const SIZES: Sizes = Sizes {
+    capacity: Capacity {
+        backends: 256,
+        rows: 65_536,
+        regions: 16,
+        sets: 64,
+        slots: 512,
+        services: 64,
+    },
+    flows: 4_096,
+};
 
 /// Whether kernel tests can run; says why not.
 pub(crate) fn is_root(test: &str) -> bool {

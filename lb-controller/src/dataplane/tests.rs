@@ -10,22 +10,9 @@ use super::flows::{IdleTimeouts, TCP};
 use super::load::{self, LoadError, Programs, Sizes};
 use super::pin::PinError;
 use super::table::HashTable;
-use super::testing::{BpfDir, is_root};
-use super::{Capacity, Contents, Counters, Dataplane, sys};
+use super::testing::{BpfDir, SIZES, is_root};
+use super::{Contents, Counters, Dataplane, sys};
 use crate::model::op::{BackendId, LocalKey, Op, RegionId, ServiceKey, SetId, SlotIndex};
-
-/// Small, so that tests are fast and modest.
-pub(super) const SIZES: Sizes = Sizes {
-    capacity: Capacity {
-        backends: 256,
-        rows: 65_536,
-        regions: 16,
-        sets: 64,
-        slots: 512,
-        services: 64,
-    },
-    flows: 4_096,
-};
 
 pub(super) fn open(dir: &BpfDir) -> (BpfDataplane, Programs) {
     bpf::open(&dir.path().join("bowline"), &SIZES).unwrap()

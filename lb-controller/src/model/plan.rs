@@ -125,7 +125,7 @@ pub fn vip_key(key: ServiceKey) -> ServiceKey {
 }
 
 /// Port and protocol of a key: what the entries of both families have in common.
-pub(super) fn port_of(key: ServiceKey) -> (u16, u8) {
+pub(crate) fn port_of(key: ServiceKey) -> (u16, u8) {
     match key {
         ServiceKey::V4(key) => (key.port.get(), key.proto),
         ServiceKey::V6(key) => (key.port.get(), key.proto),

@@ -15,19 +15,17 @@ use crate::source::directory::Batch;
 use crate::source::files::Content;
 
 /// Maps that the test can look into while the agent has them.
-#[derive(Clone)]
-struct Shared(Arc<Mutex<FaultyDataplane<FakeDataplane>>>);
+pub(super) struct Shared<D = FakeDataplane>(Arc<Mutex<FaultyDataplane<D>>>);
+
+impl<D> Clone for Shared<D> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
 
 impl Shared {
     fn new(capacity: Capacity) -> Self {
-        Self(Arc::new(Mutex::new(FaultyDataplane::new(
-            FakeDataplane::new(capacity),
-            |_, _| None,
-        ))))
-    }
-
-    fn with<T>(&self, look: impl FnOnce(&mut FaultyDataplane<FakeDataplane>) -> T) -> T {
-        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        Self::over(FakeDataplane::new(capacity))
     }
 
     fn contents(&self) -> Contents {
@@ -35,7 +33,19 @@ impl Shared {
     }
 }
 
-impl Dataplane for Shared {
+impl<D: Dataplane> Shared<D> {
+    pub(super) fn over(maps: D) -> Self {
+        Self(Arc::new(Mutex::new(FaultyDataplane::new(maps, |_, _| {
+            None
+        }))))
+    }
+
+    pub(super) fn with<T>(&self, look: impl FnOnce(&mut FaultyDataplane<D>) -> T) -> T {
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<D: Dataplane> Dataplane for Shared<D> {
     fn capacity(&self) -> Capacity {
         self.with(|maps| maps.capacity())
     }
