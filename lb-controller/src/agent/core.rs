@@ -296,6 +296,7 @@ impl Core {
         if self.locals.is_due(now) {
             let outcome = self.apply_locals().map_err(|error| chain(&error));
             self.locals.record(outcome, now);
+            self.collect_soon(now);
         }
         if !self.is_waiting() {
             self.apply_tidy(now);

@@ -52,7 +52,7 @@ impl Core {
                 self.announce.want(now);
             }
             self.last_apply = Some(jiff::Timestamp::now());
-            self.tidy.due.get_or_insert(now + COLLECT_DELAY);
+            self.collect_soon(now);
             if table.spec.is_some() || table.fault.is_some() || table.attempt.due.is_some() {
                 self.tables.insert(named, table);
             }
@@ -127,6 +127,11 @@ impl Core {
         self.tables
             .values()
             .filter_map(|table| table.decoded.as_ref())
+    }
+
+    /// Something may have lost its last name: a table changed, or a pod that no table named any more has died.
+    pub(super) fn collect_soon(&mut self, now: Instant) {
+        self.tidy.due.get_or_insert(now + COLLECT_DELAY);
     }
 
     /// Removes what no table names, then frees what nothing names.

@@ -305,6 +305,21 @@ fn a_service_comes_changes_and_goes_and_leaves_nothing() {
 }
 
 #[test]
+fn pods_that_outlive_their_service_leave_nothing_when_they_die() {
+    let mut bench = Bench::new();
+    bench.put("pods.yaml", &pods(&[1, 2]));
+    bench.put("web.yaml", &service("web", "192.0.2.1", &[1, 2]));
+    bench.run(4);
+    bench.remove("web.yaml");
+    bench.run(4);
+    assert_eq!(bench.maps.contents().locals.len(), 1, "pod 2 lives here");
+    bench.remove("pods.yaml");
+    bench.run(4);
+    assert_eq!(bench.maps.contents().locals.len(), 0);
+    assert_eq!(bench.maps.contents().backends.len(), 0);
+}
+
+#[test]
 fn a_restarted_agent_changes_nothing() {
     let mut bench = Bench::new();
     bench.put("pods.yaml", &pods(&[1, 2, 3]));
