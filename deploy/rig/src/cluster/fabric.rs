@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::plan;
+use super::{pass, plan};
 use crate::machine::{Machine, must_run, output_of, wait_until};
 
 /// The kernel removes interfaces of a machine that lost its power a moment later.
 const LINK_LIMIT: Duration = Duration::from_secs(10);
+
+/// The program of ports, in the fabric's directory.
+const PASS: &str = "pass.o";
 
 /// Runs `ip` with one line of words on a machine's network.
 pub(crate) fn ip(machine: &Machine, words: &str) -> anyhow::Result<()> {
@@ -30,6 +33,9 @@ fn has(machine: &Machine, interface: &str) -> bool {
 
 /// The switch and the router's address on it.
 pub(crate) fn switch(fabric: &Machine) -> anyhow::Result<()> {
+    let object = fabric.directory().join(PASS);
+    std::fs::write(&object, pass::object())
+        .with_context(|| format!("write {}", object.display()))?;
     if !has(fabric, plan::FABRIC) {
         // A bridge without a MAC address of its own takes the lowest of its ports, and neighbours lose the router.
         ip(
@@ -50,13 +56,27 @@ pub(crate) fn node_cable(fabric: &Machine, node: &Machine, index: u8) -> anyhow:
     let port = node.name();
     cable(fabric, port, node, plan::MTU)?;
     ip(fabric, &format!("link set {port} master fabric up"))?;
-    // As with network cards: frames towards the node have complete checksums, and those that its XDP program sends
-    // back are taken in. A plain veth does neither.
+    // A network card takes nothing that is for another one; what a switch floods would reach a veth's XDP program.
+    ip(
+        fabric,
+        &format!("link set {port} type bridge_slave flood off"),
+    )?;
+    // As with network cards: frames towards the node have complete checksums, and those that its XDP program sends back
+    // are taken in. A plain veth does neither.
     let mut offloads = fabric.on_network("ethtool");
     offloads
-        .args(["-K", port, "tx", "off", "gro", "on"])
+        .args(["-K", port, "tx", "off"])
         .stdout(Stdio::null());
     must_run(&mut offloads)?;
+    let object = fabric.directory().join(PASS);
+    let object = object.display();
+    ip(
+        fabric,
+        &format!(
+            "-force link set dev {port} xdpdrv object {object} section {}",
+            pass::SECTION
+        ),
+    )?;
     let (four, six) = plan::node_addresses(index);
     end_of_cable(
         node,
@@ -78,10 +98,12 @@ pub(crate) fn client_cable(fabric: &Machine, client: &Machine) -> anyhow::Result
 
 /// Takes the cable of a machine out, as a switch sees it when the machine is off.
 pub(crate) fn unplug(fabric: &Machine, machine: &Machine) -> anyhow::Result<()> {
-    if has(fabric, machine.name()) {
-        ip(fabric, &format!("link delete {}", machine.name()))?;
+    let delete = format!("link delete {}", machine.name());
+    match ip(fabric, &delete) {
+        // The kernel removes it, too, a moment after the machine's namespaces: whoever comes first.
+        Err(error) if has(fabric, machine.name()) => Err(error),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Routes to a node's pods: through the node, and at the node nowhere else. Without the latter, packets to a pod that is

@@ -4,6 +4,7 @@
 mod control;
 mod fabric;
 mod node;
+mod pass;
 pub mod plan;
 
 use std::fs::File;
@@ -23,6 +24,11 @@ use crate::machine::{self, Machine, must_run, wait_until};
 
 /// Everything of a cluster ends within this after a SIGKILL.
 const END_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where each cluster has its directory: not below /var or /run, which every machine has for itself.
+const STATES: &str = "/srv";
+/// What names of directories and of cgroups start with.
+const PREFIX: &str = "bowline-";
 
 /// Settings that the kubelet changes for the whole kernel; [`Cluster::down`] puts them back.
 const KUBELET_CHANGES: [&str; 6] = [
@@ -65,11 +71,10 @@ impl Cluster {
             (1..=20).contains(&name.len()) && name.chars().all(plain),
             "{name:?} is no name of a cluster: 1 to 20 small letters, digits and dashes"
         );
-        let name = format!("bowline-{name}");
+        let name = format!("{PREFIX}{name}");
         let tree = Tree::find(&name)?;
         let binaries = Binaries::ensure(&Program::ALL)?;
-        // Not below /var or /run, which every machine has for itself.
-        let state = Path::new("/srv").join(&name);
+        let state = Path::new(STATES).join(&name);
         Ok(Self {
             credentials: Credentials::open(&state.join("pki")),
             state,
@@ -143,6 +148,33 @@ impl Cluster {
     fn end(&self) -> anyhow::Result<()> {
         wait_until(END_LIMIT, "the processes to end", || Ok(self.tree.kill("")))?;
         self.tree.remove("")
+    }
+
+    /// Whether it runs: its control plane at least has been booted.
+    pub fn is_up(&self) -> bool {
+        self.fabric().init().is_some()
+    }
+
+    /// Names of all clusters that have left something on this machine, running or not.
+    pub fn names() -> Vec<String> {
+        let entries = std::fs::read_dir(STATES).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries
+            .filter(|entry| entry.path().join("pki").is_dir())
+            .filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix(PREFIX)?.to_owned()))
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Kills the API server; everything else goes on without it until [`Self::start_api_server`].
+    pub fn kill_api_server(&self) -> anyhow::Result<()> {
+        self.fabric().kill_daemon(Program::KubeApiserver.name())
+    }
+
+    /// Starts the API server, unless it runs, and waits until it answers.
+    pub fn start_api_server(&self) -> anyhow::Result<()> {
+        self.start_api_server_process()?;
+        self.wait_for_api_server()
     }
 
     /// Cuts the power of a machine: all its processes die at once, and its cable carries nothing any more.
