@@ -1,6 +1,7 @@
 //! `lbctl lab-client`: the client's side of a test on a real cluster. Goes on until its standard input ends, then prints
 //! what happened as one line of JSON. Knows servers of [`super::wire`] and no cluster.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -10,7 +11,8 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::load::{self, Protocol, Tally, Way};
+use super::load::{self, Protocol, Stream, Tally, Way};
+use super::segments::Segments;
 use super::server::raise_file_limit;
 use super::sessions::{End, Sessions};
 use crate::Outcome;
@@ -39,6 +41,21 @@ enum What {
         #[arg(long, default_value_t = 500)]
         per_second: u32,
     },
+    /// Open so many connections, several at a time, each answered once, and move bytes both ways on some more.
+    Many {
+        /// Connections.
+        #[arg(long, default_value_t = 6_000)]
+        count: usize,
+        /// Megabytes that each of the transfers moves, each way.
+        #[arg(long, default_value_t = 8)]
+        megabytes: u64,
+    },
+    /// Send so many numbered datagrams a second from one socket, and count those without an answer; with `--udp`.
+    Stream {
+        /// Datagrams a second.
+        #[arg(long, default_value_t = 500)]
+        per_second: u32,
+    },
     /// Try at short intervals, and say when it worked and when it did not; the first success is told at once.
     Probe {
         /// Milliseconds between two tries.
@@ -55,6 +72,11 @@ enum What {
         count: usize,
     },
 }
+
+/// Reasons that are kept word for word, for each pod.
+const REASONS_MAX: usize = 2;
+/// Transfers at the same time.
+const TRANSFERS: usize = 8;
 
 /// Does it.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
@@ -73,6 +95,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
             ended.cancel();
         });
         match args.what {
+            What::Many { count, megabytes } => say(&many(&ways, count, megabytes << 20).await?)?,
+            What::Stream { per_second } => {
+                let way = *ways.first().context("no way to send along")?;
+                let Stream { sent, lost } = load::stream(way, per_second, stop).await?;
+                say(&serde_json::json!({ "sent": sent, "lost": lost }))?;
+            }
             What::Steady { per_second } => {
                 let tally = load::steady(ways.iter().copied().cycle(), per_second, stop).await?;
                 say(&Steady::from(tally))?;
@@ -87,7 +115,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
                 let sessions = Sessions::open(&here, &ways, 1).await?;
                 say(&serde_json::json!({ "open": count }))?;
                 stop.cancelled().await;
-                say(&Held::from(sessions.close().await?))?;
+                say(&held(sessions.close().await?))?;
             }
         }
         anyhow::Ok(())
@@ -156,34 +184,66 @@ impl From<Tally> for Steady {
     }
 }
 
-/// What became of long ones.
+/// What became of many short connections, and of transfers beside them.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Many {
+    #[serde(flatten)]
+    short: Steady,
+    bytes: u64,
+    segments: u64,
+    retransmits: u64,
+}
+
+async fn many(ways: &[Way], count: usize, bytes: u64) -> anyhow::Result<Many> {
+    let before = Segments::here()?;
+    let cycle = || ways.iter().copied().cycle();
+    let mut transfers = JoinSet::new();
+    for way in cycle().take(TRANSFERS) {
+        transfers.spawn(load::transfer(way, bytes));
+    }
+    let tally = load::many(cycle().take(count)).await?;
+    let mut total = 0;
+    while let Some(moved) = transfers.join_next().await {
+        total += moved
+            .context("a transfer ended early")?
+            .context("a transfer")?;
+    }
+    let sent = Segments::here()? - before;
+    Ok(Many {
+        short: tally.into(),
+        bytes: total,
+        segments: sent.sent,
+        retransmits: sent.again,
+    })
+}
+
+/// What became of the long ones on one pod.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Held {
     sessions: usize,
     broken: usize,
     longest_wait_ms: u128,
+    /// How the first few broke.
     reasons: Vec<String>,
 }
 
-impl From<Vec<super::sessions::Report>> for Held {
-    fn from(reports: Vec<super::sessions::Report>) -> Self {
-        let reason = |end: &End| match end {
-            End::Alive => None,
-            End::Broken(reason) => Some(reason.clone()),
-        };
-        let reasons: Vec<String> = reports
-            .iter()
-            .filter_map(|report| reason(&report.end))
-            .collect();
-        let waits = reports.iter().map(|report| report.longest_wait.as_millis());
-        Self {
-            sessions: reports.len(),
-            broken: reasons.len(),
-            longest_wait_ms: waits.max().unwrap_or(0),
-            reasons: reasons.into_iter().take(5).collect(),
+/// By UID of the pod.
+fn held(reports: Vec<super::sessions::Report>) -> BTreeMap<String, Held> {
+    let mut pods = BTreeMap::<String, Held>::new();
+    for report in reports {
+        let held = pods.entry(report.pod).or_default();
+        held.sessions += 1;
+        held.longest_wait_ms = held.longest_wait_ms.max(report.longest_wait.as_millis());
+        if let End::Broken(reason) = report.end {
+            held.broken += 1;
+            if held.reasons.len() < REASONS_MAX {
+                held.reasons.push(reason);
+            }
         }
     }
+    pods
 }
 
 /// What became of tries.
@@ -194,6 +254,8 @@ struct Probed {
     failed: usize,
     /// From the first try that failed to the next one that did not, since the first success.
     outages_ms: Vec<u128>,
+    /// Tries that failed of the last hundred.
+    failed_of_last_hundred: usize,
 }
 
 async fn probe(
@@ -235,10 +297,12 @@ async fn probe(
 /// Tries (when, whether it worked) in any order.
 fn outages(mut results: Vec<(Duration, bool)>) -> Probed {
     results.sort();
+    let last = &results[results.len().saturating_sub(100)..];
     let mut probed = Probed {
         tries: results.len(),
         failed: 0,
         outages_ms: Vec::new(),
+        failed_of_last_hundred: last.iter().filter(|(_, good)| !good).count(),
     };
     let mut since = None;
     let from_success = results.iter().skip_while(|(_, good)| !good);
@@ -284,6 +348,7 @@ mod tests {
             tries: 6,
             failed: 2,
             outages_ms: vec![20],
+            failed_of_last_hundred: 3,
         };
         assert_eq!(outages(results), expected);
     }

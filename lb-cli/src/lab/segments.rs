@@ -18,10 +18,14 @@ pub(crate) struct Segments {
 impl Segments {
     /// Reads those of a namespace.
     pub(crate) fn of(namespace: &Namespace) -> anyhow::Result<Self> {
-        let text = namespace.inside(|| {
-            std::fs::read_to_string("/proc/thread-self/net/snmp").context("read TCP counters")
-        })?;
-        Self::parse(&text).context("the kernel's TCP counters are not as expected")
+        namespace.inside(Self::here)
+    }
+
+    /// Reads those of the namespace that the caller is in.
+    pub(crate) fn here() -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string("/proc/thread-self/net/snmp");
+        Self::parse(&text.context("read TCP counters")?)
+            .context("the kernel's TCP counters are not as expected")
     }
 
     /// Two lines start with `Tcp:`: names, then values.
