@@ -34,7 +34,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Run everything that can be checked on this machine, as root: format, lints, tests, verifier, lab, benchmarks
+    /// Run everything that can be checked on this machine, as root: format, lints, tests, verifier, lab, cluster, benchmarks
     Test(test::Args),
     /// Build in release mode and run `lbctl lab`, with its arguments
     Lab {

@@ -65,6 +65,51 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// The standard output of a program that has to succeed within a time; what it said is in the failure.
+pub(crate) fn output_within(command: &mut Command, limit: Duration) -> anyhow::Result<String> {
+    let shown = show(command);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting `{shown}`"))?;
+    let (output, errors) = (child.stdout.take(), child.stderr.take());
+    let output = std::thread::spawn(move || text_of(output));
+    let errors = std::thread::spawn(move || text_of(errors));
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().context("waiting for a child")? {
+            break status;
+        }
+        if start.elapsed() > limit {
+            end_with_descendants(&mut child);
+            bail!("`{shown}` had not ended after {} s", limit.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let (output, errors) = (output.join(), errors.join());
+    let (output, errors) = (output.unwrap_or_default(), errors.unwrap_or_default());
+    if !status.success() {
+        let told = if errors.trim().is_empty() {
+            output
+        } else {
+            errors
+        };
+        bail!("`{shown}` ended with {status}: {}", told.trim());
+    }
+    Ok(output)
+}
+
+fn text_of(reader: Option<impl Read>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(mut reader) = reader {
+        // What came until then is all there is.
+        let _ = reader.read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// How a program ended.
 pub(crate) enum Ended {
     /// By itself.
@@ -126,7 +171,7 @@ pub(crate) fn lines(
 }
 
 /// Lines as they come. Bytes that are no UTF-8 are replaced.
-fn read_lines(reader: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+pub(crate) fn read_lines(reader: impl Read + Send + 'static) -> mpsc::Receiver<String> {
     /// Lines not yet looked at. A full channel slows the writing program down, as a pipe does.
     const LINES_MAX: usize = 1024;
     let (sender, receiver) = mpsc::sync_channel(LINES_MAX);
@@ -239,6 +284,20 @@ mod tests {
         // An orphan that nobody has waited for yet is a zombie, which is dead enough.
         let state = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
         assert!(state.is_empty() || state.contains(") Z "), "{state}");
+    }
+
+    #[test]
+    fn output_is_limited_in_time_and_errors_are_told() {
+        let limit = Duration::from_millis(300);
+        let mut hangs = Command::new("sleep");
+        let error = output_within(hangs.arg("1000"), limit).unwrap_err();
+        assert!(error.to_string().contains("had not ended"), "{error}");
+        let limit = Duration::from_secs(10);
+        let mut fails = Command::new("sh");
+        let error = output_within(fails.args(["-c", "echo why >&2; exit 3"]), limit).unwrap_err();
+        assert!(error.to_string().ends_with(": why"), "{error}");
+        let mut works = Command::new("echo");
+        assert_eq!(output_within(works.arg("a"), limit).unwrap(), "a\n");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::process::{self, cargo};
 use crate::tally::{CargoTest, Show, Tally};
-use crate::{lab, setup, verifier};
+use crate::{cluster, lab, setup, verifier};
 
 /// Building everything on two slow cores takes about 15 minutes.
 const BUILD_LIMIT: Duration = Duration::from_mins(40);
@@ -17,7 +17,7 @@ const BENCH_LIMIT: Duration = Duration::from_mins(5);
 /// Arguments of the task.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Leave out the lab and the benchmarks; each is counted as skipped
+    /// Leave out the lab, the cluster and the benchmarks; each is counted as skipped
     #[arg(long)]
     quick: bool,
 }
@@ -59,6 +59,11 @@ const STEPS: &[Step] = &[
     Step {
         title: "lab",
         run: labs,
+        quick: false,
+    },
+    Step {
+        title: "cluster",
+        run: cluster::test,
         quick: false,
     },
     Step {

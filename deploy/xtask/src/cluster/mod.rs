@@ -1,6 +1,8 @@
 //! `cargo xtask cluster`: a real Kubernetes on this machine, made of namespaces. This file owns the commands; what they
 //! do is in the crate `rig`.
 
+mod story;
+
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -55,6 +57,10 @@ enum Command {
     },
     /// Machine, daemon, process id and resident memory of what runs
     Ps,
+    /// Install Bowline, apply a Service, and show what becomes of it under load; on a cluster of its own if none is up
+    Demo(story::Args),
+    /// The same with every promise that needs a real cluster
+    Test(story::Args),
 }
 
 #[derive(clap::Args)]
@@ -66,15 +72,24 @@ struct On {
     command: Vec<OsString>,
 }
 
+pub(crate) use story::test;
+
 /// The task.
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Args { name, command } = args;
+    match &command {
+        Command::Demo(args) => return story::run(&name, story::Form::Demo, args),
+        Command::Test(args) => return story::run(&name, story::Form::Test, args),
+        _ => {}
+    }
     if matches!(command, Command::Up { .. }) {
         // Said already; what needs a missing program fails with its name.
         setup::ensure_for_clusters();
     }
     let cluster = Cluster::open(&name)?;
     match command {
+        // Above.
+        Command::Demo(_) | Command::Test(_) => {}
         Command::Up { nodes } => {
             let start = Instant::now();
             cluster.up(nodes)?;

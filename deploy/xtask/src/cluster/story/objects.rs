@@ -1,0 +1,141 @@
+//! The objects that the story applies, and their addresses: values only.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use rig::cluster::plan;
+use serde_json::{Value, json};
+
+/// Pods of the Service `web` that a rollout replaces.
+pub(super) const WEB_PODS: u32 = 10;
+/// Pods of the Service `web` that stay.
+pub(super) const STAY_PODS: u32 = 3;
+/// Grace of a pod that is told to end: it serves on until then, as programs that drain do.
+const GRACE_S: u32 = 4;
+/// VIPs of the Service `web`.
+pub(super) const WEB: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(172, 30, 0, 130)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 1, 0x130)),
+];
+
+/// TCP of the Service `web`, over both families.
+pub(super) fn web_tcp() -> [SocketAddr; 2] {
+    WEB.map(|vip| SocketAddr::new(vip, 80))
+}
+
+/// UDP of the Service `web`, over IPv4.
+pub(super) fn web_udp() -> SocketAddr {
+    SocketAddr::new(WEB[0], 53)
+}
+
+/// VIP of a Service that is applied to measure the time.
+pub(super) fn first_vip(number: u32) -> IpAddr {
+    let [a, b, c, _] = [172, 30, 0, 0];
+    Ipv4Addr::new(a, b, c, 140 + (number % 40) as u8).into()
+}
+
+/// A pool of the nodes' own network, announced there.
+pub(super) fn addresses() -> Value {
+    let api = "bowline.dev/v1alpha1";
+    list(&[
+        json!({
+            "apiVersion": api,
+            "kind": "AddressPool",
+            "metadata": { "name": "story" },
+            "spec": { "addresses": plan::VIP_RANGES },
+        }),
+        json!({
+            "apiVersion": api,
+            "kind": "L2Advertisement",
+            "metadata": { "name": "story" },
+            "spec": { "pools": ["story"] },
+        }),
+    ])
+}
+
+/// Pods of the Service `web` that say who they are, on TCP port 8080 and UDP port 5353.
+pub(super) fn deployment(name: &str, replicas: u32) -> Value {
+    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": { "name": name },
+        "spec": {
+            "replicas": replicas,
+            "selector": { "matchLabels": { "app": name } },
+            "template": {
+                "metadata": { "labels": { "app": name, "serves": "web" } },
+                "spec": {
+                    "terminationGracePeriodSeconds": GRACE_S,
+                    "topologySpreadConstraints": [{
+                        "maxSkew": 1,
+                        "topologyKey": "kubernetes.io/hostname",
+                        "whenUnsatisfiable": "ScheduleAnyway",
+                        "labelSelector": { "matchLabels": { "app": name } },
+                    }],
+                    "containers": [{
+                        "name": "echo",
+                        "image": "localhost/bowline-echo:dev",
+                        "args": ["--pod", "$(POD)", "--uid", "$(POD_UID)", "--tcp", "8080", "--udp", "5353"],
+                        "env": [field("POD", "metadata.name"), field("POD_UID", "metadata.uid")],
+                        "readinessProbe": { "tcpSocket": { "port": 8080 }, "periodSeconds": 1 },
+                    }],
+                },
+            },
+        },
+    })
+}
+
+/// The Service `web`: both families, TCP and UDP.
+pub(super) fn web(policy: &str) -> Value {
+    let [four, six] = WEB;
+    let mut service = service("web", &format!("{four},{six}"));
+    service["spec"]["externalTrafficPolicy"] = policy.into();
+    service["spec"]["ipFamilyPolicy"] = "RequireDualStack".into();
+    service
+}
+
+/// A Service of our class for the same pods, with requested addresses.
+pub(super) fn service(name: &str, vips: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": name, "annotations": { "bowline.dev/addresses": vips } },
+        "spec": {
+            "type": "LoadBalancer",
+            "loadBalancerClass": "bowline.dev/xdp",
+            "allocateLoadBalancerNodePorts": false,
+            "selector": { "serves": "web" },
+            "ports": [
+                { "name": "tcp", "protocol": "TCP", "port": 80, "targetPort": 8080 },
+                { "name": "udp", "protocol": "UDP", "port": 53, "targetPort": 5353 },
+            ],
+        },
+    })
+}
+
+/// Several objects as one.
+pub(super) fn list(items: &[Value]) -> Value {
+    json!({ "apiVersion": "v1", "kind": "List", "items": items })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dual_stack_service_asks_for_an_address_of_each_family() {
+        let web = web("Local");
+        assert_eq!(
+            web["metadata"]["annotations"]["bowline.dev/addresses"],
+            "172.30.0.130,fd00:30::1:130"
+        );
+        assert_eq!(web["spec"]["externalTrafficPolicy"], "Local");
+    }
+
+    #[test]
+    fn addresses_of_measured_services_are_all_different() {
+        let all: std::collections::BTreeSet<_> = (0..20).map(first_vip).collect();
+        assert_eq!(all.len(), 20);
+        assert!(WEB.iter().all(|vip| !all.contains(vip)));
+    }
+}

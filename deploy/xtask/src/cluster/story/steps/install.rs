@@ -1,0 +1,50 @@
+//! Puts our images and our objects into the cluster.
+
+use std::time::Instant;
+
+use super::super::summary::Summary;
+use super::super::world::{NAMESPACE, World};
+use super::super::{diagnosis, objects};
+use crate::{image, process};
+
+/// Agents, managers, pods and the Service `web`.
+pub(in super::super) fn install(
+    world: &World,
+    images: &image::Images,
+    summary: &mut Summary,
+) -> anyhow::Result<()> {
+    for archive in [&images.bowline, &images.echo] {
+        world.cluster.load(archive)?;
+    }
+    let start = Instant::now();
+    world.apply_directory(&process::workspace().join("deploy/kustomize"))?;
+    world.kubectl("wait crd --all --for=condition=Established --timeout=30s")?;
+    world.apply(&objects::addresses())?;
+    world.apply(&objects::list(&[
+        objects::deployment("web", objects::WEB_PODS),
+        objects::deployment("stay", objects::STAY_PODS),
+        objects::web("Cluster"),
+    ]))?;
+    for what in ["daemonset/bowline-agent", "deployment/bowline-manager"] {
+        world.rolled_out(&format!("--namespace {NAMESPACE} {what}"))?;
+    }
+    for what in ["deployment/web", "deployment/stay"] {
+        world.rolled_out(what)?;
+    }
+    world.calm(&objects::web_tcp())?;
+    let pods = objects::WEB_PODS + objects::STAY_PODS;
+    summary.pods = pods;
+    let seconds = start.elapsed().as_secs_f64();
+    summary.note(
+        "kubectl apply -k installs it",
+        true,
+        format!("{seconds:.1} s, with {pods} pods behind two VIPs"),
+    );
+    let status = diagnosis::overview(world);
+    summary.note(
+        "  lbctl status finds all well",
+        status.is_ok(),
+        status.map_or_else(|error| format!("{error:#}"), |_| String::new()),
+    );
+    Ok(())
+}

@@ -1,0 +1,29 @@
+//! The steps of the story. Each holds promises up to what it sees, and leaves the cluster as it found it.
+
+mod api_away;
+mod connections;
+mod failover;
+mod first_byte;
+mod install;
+mod remove;
+mod rollout;
+
+pub(super) use api_away::api_away;
+pub(super) use connections::connections;
+pub(super) use failover::{agent_restart, power_cuts};
+pub(super) use first_byte::first_byte;
+pub(super) use install::install;
+pub(super) use remove::{remove, uninstall};
+pub(super) use rollout::rollout;
+
+use std::time::Duration;
+
+/// The first answer of something that should answer.
+const ANSWER_LIMIT: Duration = Duration::from_mins(1);
+
+/// A reason as an afterthought.
+fn first_of(reasons: &[String]) -> String {
+    reasons
+        .first()
+        .map_or(String::new(), |reason| format!(" ({reason})"))
+}
