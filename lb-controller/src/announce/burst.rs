@@ -16,12 +16,17 @@ const PAUSES: [Duration; 4] = [
     Duration::from_secs(1),
 ];
 
+/// Two nodes that differ about who announces a VIP contradict each other no more often than this.
+const CONTRADICT_PAUSE: Duration = Duration::from_secs(1);
+
 /// Bursts under way.
 #[derive(Clone, Debug, Default)]
 pub struct Bursts {
     announced: BTreeSet<Announced>,
     /// When to send next, and how many pauses are behind.
     due: BTreeMap<Announced, (Instant, usize)>,
+    /// Claims of others that were contradicted, and when.
+    contradicted: BTreeMap<Announced, (u64, Instant)>,
 }
 
 impl Bursts {
@@ -36,7 +41,21 @@ impl Bursts {
         for new in announced.difference(&self.announced) {
             self.due.insert(*new, (now, 0));
         }
+        self.contradicted.retain(|one, _| announced.contains(one));
         self.announced.clone_from(announced);
+    }
+
+    /// Another node has claimed a VIP, at a time of any clock that only grows: whoever heard it is told again, soon if not at
+    /// once.
+    pub fn contradict(&mut self, one: Announced, claimed: u64, now: Instant) {
+        let is_open = match self.contradicted.get(&one) {
+            Some((last, at)) => claimed > *last && now >= *at + CONTRADICT_PAUSE,
+            None => true,
+        };
+        if is_open && self.announced.contains(&one) {
+            self.contradicted.insert(one, (claimed, now));
+            self.due.insert(one, (now, 0));
+        }
     }
 
     /// Everything is told again: others may have been told something else meanwhile.
@@ -100,6 +119,26 @@ mod tests {
         // And one that comes back is new.
         bursts.set(&[one(1)].into(), now);
         assert_eq!(bursts.take(now), [one(1)]);
+    }
+
+    #[test]
+    fn each_claim_of_another_node_is_contradicted_and_no_two_within_a_second() {
+        let start = Instant::now();
+        let mut bursts = Bursts::default();
+        bursts.adopt(&[one(1)].into());
+        bursts.set(&[one(1)].into(), start);
+        bursts.contradict(one(2), 5, start);
+        assert_eq!(bursts.next(), None, "not ours");
+        let mut sent = Vec::new();
+        // The claim stays in sight, and a second one comes within the burst.
+        for ms in 0_u64..6000 {
+            let now = start + Duration::from_millis(ms);
+            bursts.contradict(one(1), if ms < 700 { 5 } else { 6 }, now);
+            if !bursts.take(now).is_empty() {
+                sent.push(ms);
+            }
+        }
+        assert_eq!(sent, [0, 200, 500, 1000, 1200, 1500, 2000, 3000]);
     }
 
     #[test]

@@ -20,32 +20,48 @@ pub struct Conflict {
     pub mac: [u8; 6],
 }
 
-/// Conflicts among the claims that were heard. `nodes` are the MACs of all nodes' interfaces: what they say when a VIP moves
-/// is no conflict.
-pub fn conflicts(
+/// Claims to what this node announces.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Claimed {
+    /// By strangers.
+    pub conflicts: BTreeSet<Conflict>,
+    /// By other nodes, and when last, in nanoseconds of the monotonic clock: whoever heard them must be told again.
+    pub by_nodes: BTreeMap<Announced, u64>,
+}
+
+/// Sorts the claims that were heard. `nodes` are the MACs of all nodes' interfaces: what they say when a VIP moves is no
+/// conflict.
+pub fn claimed(
     claims: &[Claim],
     announced: &BTreeSet<Announced>,
     nodes: &BTreeSet<[u8; 6]>,
     now_ns: u64,
-) -> BTreeSet<Conflict> {
+) -> Claimed {
     let ours: BTreeMap<_, _> = announced
         .iter()
         .map(|(vip, ifindex, mac)| ((*vip, *ifindex), *mac))
         .collect();
-    claims
-        .iter()
-        .filter(|claim| now_ns.saturating_sub(claim.seen_ns) < CLAIM_AGE_MAX_NS)
-        .filter(|claim| {
-            ours.get(&(claim.vip, claim.ifindex))
-                .is_some_and(|mac| *mac != claim.mac)
-        })
-        .filter(|claim| !nodes.contains(&claim.mac))
-        .map(|claim| Conflict {
-            vip: claim.vip,
-            ifindex: claim.ifindex,
-            mac: claim.mac,
-        })
-        .collect()
+    let mut claimed = Claimed::default();
+    for claim in claims {
+        let Some(mac) = ours.get(&(claim.vip, claim.ifindex)) else {
+            continue;
+        };
+        if *mac == claim.mac || now_ns.saturating_sub(claim.seen_ns) >= CLAIM_AGE_MAX_NS {
+            continue;
+        }
+        if nodes.contains(&claim.mac) {
+            let one = (claim.vip, claim.ifindex, *mac);
+            let seen_ns = claimed.by_nodes.entry(one).or_default();
+            *seen_ns = claim.seen_ns.max(*seen_ns);
+        } else {
+            claimed.conflicts.insert(Conflict {
+                vip: claim.vip,
+                ifindex: claim.ifindex,
+                mac: claim.mac,
+            });
+        }
+    }
+    claimed
 }
 
 #[cfg(test)]
@@ -53,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_stranger_who_claims_a_vip_that_we_announce_is_a_conflict() {
+    fn a_stranger_who_claims_a_vip_that_we_announce_is_a_conflict_and_a_node_is_contradicted() {
         let (vip, other) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
         let (own, peer, stranger) = ([2; 6], [4; 6], [6; 6]);
         let claim = |vip, mac, seen_ns| Claim {
@@ -70,12 +86,18 @@ mod tests {
             claim(other, stranger, now_ns - 1),
             claim(vip, [8; 6], 1),
         ];
-        let found = conflicts(&claims, &[(vip, 3, own)].into(), &[peer].into(), now_ns);
+        let found = claimed(&claims, &[(vip, 3, own)].into(), &[peer].into(), now_ns);
         let expected = Conflict {
             vip,
             ifindex: 3,
             mac: stranger,
         };
-        assert_eq!(found, [expected].into());
+        assert_eq!(
+            found,
+            Claimed {
+                conflicts: [expected].into(),
+                by_nodes: [((vip, 3, own), now_ns - 1)].into(),
+            }
+        );
     }
 }

@@ -14,5 +14,5 @@ pub mod facts;
 mod packets;
 
 pub use burst::{Announced, Bursts};
-pub use conflict::{Conflict, conflicts};
+pub use conflict::{Claimed, Conflict, claimed};
 pub use packets::{Telling, tell};

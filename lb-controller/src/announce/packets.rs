@@ -1,6 +1,6 @@
 //! Sends what [`Bursts`] says: gratuitous ARP and unsolicited neighbour advertisements. Moves bytes and time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,8 @@ pub struct Telling {
     pub announced: BTreeSet<Announced>,
     /// What others were told before this agent started.
     pub adopted: BTreeSet<Announced>,
+    /// What other nodes have claimed, and when last, on a clock that only grows.
+    pub claimed: BTreeMap<Announced, u64>,
     /// Grows when everything is to be told again.
     pub repeats: u64,
 }
@@ -39,6 +41,9 @@ pub async fn tell(mut telling: watch::Receiver<Telling>, stop: CancellationToken
             let told = telling.borrow_and_update();
             bursts.set(&told.announced, now);
             groups.wanted(&told.announced);
+            for (one, at) in &told.claimed {
+                bursts.contradict(*one, *at, now);
+            }
             if told.repeats != repeats {
                 repeats = told.repeats;
                 bursts.repeat(now);

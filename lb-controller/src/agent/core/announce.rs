@@ -12,7 +12,7 @@ use super::{Core, Origin, view};
 use crate::agent::stamp::monotonic_ns;
 use crate::announce::choose::{self, Choice};
 use crate::announce::facts::{self, Tabled};
-use crate::announce::{Announced, Conflict, Telling, conflicts};
+use crate::announce::{Announced, Claimed, Telling, claimed};
 use crate::dataplane::ApplyError;
 use crate::dataplane::claims::Claim;
 use crate::liveness::{Liveness, MEMBERS_MAX, Members};
@@ -33,8 +33,10 @@ pub(in crate::agent) struct Announcing {
     adopted: BTreeSet<Announced>,
     /// Advertisements that are wrong.
     pub(super) faults: Vec<(String, String)>,
-    /// Strangers who claim a VIP of ours.
-    pub(super) conflicts: BTreeSet<Conflict>,
+    /// Who else claims a VIP of ours.
+    pub(super) claimed: Claimed,
+    /// It was decided at least once who announces what.
+    is_decided: bool,
     /// This node takes part in gossip: it was ready once.
     takes_part: bool,
 }
@@ -85,8 +87,8 @@ impl Core {
             interfaces.filter_map(|interface| view::mac_of(interface.mac.as_deref()?))
         });
         let macs = macs.collect();
-        self.announcing.conflicts =
-            conflicts(claims, &self.announcing.announced, &macs, monotonic_ns());
+        self.announcing.claimed =
+            claimed(claims, &self.announcing.announced, &macs, monotonic_ns());
     }
 
     /// What the other agents and this one need to know of each other. It takes part from when it is ready to announce.
@@ -113,7 +115,9 @@ impl Core {
         Telling {
             announced: self.announcing.announced.clone(),
             adopted: self.announcing.adopted.clone(),
-            repeats: self.announcing.liveness.returns,
+            claimed: self.announcing.claimed.by_nodes.clone(),
+            // What was kept from before the start is told again, too: others may have had it meanwhile.
+            repeats: self.announcing.liveness.returns + u64::from(self.announcing.is_decided),
         }
     }
 
@@ -147,6 +151,7 @@ impl Core {
         }
         let wanted = self.wanted_announcements();
         let outcome = self.announce_only(wanted);
+        self.announcing.is_decided = true;
         self.announce
             .record(outcome.map_err(|error| super::chain(&error)), now);
     }

@@ -81,7 +81,7 @@ impl Core {
         for (name, sentence) in &self.announcing.faults {
             add(format!("L2Advertisement {name}"), sentence);
         }
-        for conflict in &self.announcing.conflicts {
+        for conflict in &self.announcing.claimed.conflicts {
             let mac = view::mac_text(conflict.mac);
             add(
                 format!("VIP {}", conflict.vip),

@@ -404,18 +404,18 @@ const SCENARIOS: &[Scenario] = &[
         &[
             (
                 Act::Words(&[("Policy: Cluster", "Policy: Local")]),
-                "192.0.2.1 is a VIP | 192.0.2.1:80/TCP local: p1 | p1 is here | peer 10.0.0.2",
+                "192.0.2.1 is a VIP | 192.0.2.1:80/TCP local: p1 after p2 | p1 is here | peer 10.0.0.2",
             ),
             (
                 Act::Words(&[(
                     "nodeName: n1, conditions: {ready: true}",
                     "nodeName: n1, conditions: {ready: false, serving: true, terminating: true}",
                 )]),
-                "192.0.2.1 is a VIP | 192.0.2.1:80/TCP local: p1 | p1 is here | peer 10.0.0.2",
+                "192.0.2.1 is a VIP | 192.0.2.1:80/TCP local: p1 after p2 | p1 is here | peer 10.0.0.2",
             ),
             (
                 Act::Words(&[("serving: true", "serving: false")]),
-                "192.0.2.1 is a VIP | 192.0.2.1:80/TCP local: nobody after p1 | p1 is here | peer 10.0.0.2",
+                "192.0.2.1 is a VIP | 192.0.2.1:80/TCP local: nobody after p1 after p2 | p1 is here | peer 10.0.0.2",
             ),
             (
                 Act::Words(&[(
@@ -496,14 +496,14 @@ const SCENARIOS: &[Scenario] = &[
                     ("interfaces: [eth9]", "interfaces: []"),
                     ("Policy: Cluster", "Policy: Local"),
                 ]),
-                "192.0.2.1 is a VIP | 192.0.2.1:80/TCP local: p1 | p1 is here | peer 10.0.0.2",
+                "192.0.2.1 is a VIP | 192.0.2.1:80/TCP local: p1 after p2 | p1 is here | peer 10.0.0.2",
             ),
             (
                 Act::Words(&[(
                     "nodeName: n2, conditions: {ready: true}",
                     "nodeName: n2, conditions: {ready: false, serving: true, terminating: true}",
                 )]),
-                "192.0.2.1 announced on 2 as 02:00:00:00:00:01 | 192.0.2.1 is a VIP | 192.0.2.1:80/TCP local: p1 | p1 is here | peer 10.0.0.2",
+                "192.0.2.1 announced on 2 as 02:00:00:00:00:01 | 192.0.2.1 is a VIP | 192.0.2.1:80/TCP local: p1 after p2 | p1 is here | peer 10.0.0.2",
             ),
             (
                 Act::Words(&[
@@ -516,7 +516,7 @@ const SCENARIOS: &[Scenario] = &[
                         "nodeName: n2, conditions: {ready: true}",
                     ),
                 ]),
-                "192.0.2.1 is a VIP | 192.0.2.1:80/TCP local: p1 | p1 is here | peer 10.0.0.2",
+                "192.0.2.1 is a VIP | 192.0.2.1:80/TCP local: p1 after p2 | p1 is here | peer 10.0.0.2",
             ),
         ],
     ),
@@ -529,6 +529,7 @@ fn play<D: Dataplane + 'static>(maps: D, faults: Option<u64>, (name, steps): &Sc
     scene.put(&yaml);
     scene.run(4);
     assert_eq!(scene.dump(), START, "{name}: start");
+    let mut wrong = Vec::new();
     for (number, (act, expected)) in steps.iter().enumerate() {
         if let Some(seed) = faults {
             scene.maps.with(|maps| {
@@ -554,7 +555,9 @@ fn play<D: Dataplane + 'static>(maps: D, faults: Option<u64>, (name, steps): &Sc
             scene.maps.with(FaultyDataplane::heal);
             scene.run(7);
         }
-        assert_eq!(scene.dump(), *expected, "{name}: step {number}");
+        if scene.dump() != *expected {
+            wrong.push((number, scene.dump(), *expected));
+        }
         assert_eq!(
             scene.agent.drift(&scene.contents()),
             0,
@@ -562,6 +565,7 @@ fn play<D: Dataplane + 'static>(maps: D, faults: Option<u64>, (name, steps): &Sc
         );
         assert_eq!(scene.agent.problems(), [], "{name}: step {number}");
     }
+    assert_eq!(wrong, [], "{name}: step, found, expected");
     // Endpoints, policies and announcements are none of the node's object.
     let uplinks = steps
         .iter()
