@@ -27,6 +27,10 @@ pub use self::addresses::{PoolState, Requests};
 /// A Service's table is written at most this often. The first change is written at once.
 const TABLE_PERIOD: Duration = Duration::from_secs(1);
 
+/// The slices of a new Service are written by another controller, some 50 ms after the Service: without them its table
+/// would refuse connections until the next one, [`TABLE_PERIOD`] later. So long are they waited for at most.
+const SLICES_WAIT: Duration = Duration::from_millis(500);
+
 /// Something that should be as it says.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Write {
@@ -79,6 +83,8 @@ pub(super) struct State {
     /// … or because time passes.
     deadline: Option<Timestamp>,
     written: Option<Instant>,
+    /// Since when its first slices are waited for.
+    waits: Option<Instant>,
 }
 
 /// The manager without its source and without its writers.
@@ -305,6 +311,15 @@ impl Core {
             });
             return;
         };
+        if before.is_none() {
+            let until = *state.waits.get_or_insert(now) + SLICES_WAIT;
+            if now < until && self.lacks_slices(named, service) {
+                state.due = Some(until);
+                self.queue.insert((until, named.clone()));
+                self.services.insert(named.clone(), state);
+                return;
+            }
+        }
         let slices: Vec<_> = self.index.slices(named).collect();
         let view = View {
             index: &self.index,
@@ -344,6 +359,24 @@ impl Core {
         }
         state.table = assigned.table;
         self.services.insert(named.clone(), state);
+    }
+
+    /// It selects pods, and some family of its addresses has no slice, not even an empty one.
+    fn lacks_slices(&self, named: &Named, service: &Service) -> bool {
+        let spec = self
+            .index
+            .service(named)
+            .and_then(|object| object.spec.as_ref());
+        let selector = spec.and_then(|spec| spec.selector.as_ref());
+        let has = |family: &str| {
+            let mut slices = self.index.slices(named);
+            slices.any(|slice| slice.address_type == family)
+        };
+        let mut families = service
+            .vips
+            .iter()
+            .map(|vip| if vip.is_ipv4() { "IPv4" } else { "IPv6" });
+        selector.is_some_and(|selector| !selector.is_empty()) && !families.all(has)
     }
 
     /// Keeps `named_by` in line with a table that changes.

@@ -226,6 +226,33 @@ fn the_first_change_is_written_at_once_and_the_next_a_second_later() {
 }
 
 #[test]
+fn a_new_service_waits_a_moment_for_the_slices_of_its_selector() {
+    let mut bench = Bench::new();
+    let node_and_pods = format!("{NODE}{}", pods(&[1]));
+    let selecting = |name: &str, address: &str| {
+        service(name, address).replace("ports:", "selector: {app: a}, ports:")
+    };
+    bench.at(
+        0,
+        &[
+            ("base.yaml", text(node_and_pods)),
+            ("web.yaml", text(selecting("web", "192.0.2.1"))),
+            ("empty.yaml", text(selecting("empty", "192.0.2.2"))),
+            ("own.yaml", text(service("own", "192.0.2.3"))),
+        ],
+    );
+    assert_eq!(bench.version("web"), None);
+    assert_eq!(bench.version("own"), Some(1), "nobody writes slices for it");
+    bench.at(60, &[("slice.yaml", text(slice("web", &[1])))]);
+    assert_eq!(bench.version("web"), Some(1));
+    assert_eq!(occupants(&bench.table("web").unwrap()).0, uids(&["u1"]));
+    bench.at(499, &[]);
+    assert_eq!(bench.version("empty"), None);
+    bench.at(500, &[]);
+    assert_eq!(bench.version("empty"), Some(1), "it refuses from now on");
+}
+
+#[test]
 fn history_survives_a_restart_and_ends_with_the_pod() {
     let mut bench = Bench::new();
     bench.at(0, &web());
