@@ -166,15 +166,13 @@ async fn apply(
 }
 
 fn sentence(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) if status.code == 403 => {
-            "permission is missing: verb patch on loadbalancernodes.bowline.dev; add it to the role of this service account"
-                .to_owned()
-        }
-        kube::Error::Api(status) if status.code == 404 => {
-            "the definition of loadbalancernodes.bowline.dev is missing; apply deploy/crds to the cluster"
-                .to_owned()
-        }
-        error => format!("{error}; it is tried again"),
-    }
+    let status = match error {
+        kube::Error::Api(status) => Some(&**status),
+        _ => None,
+    };
+    // Server-side apply asks for the right to create, too, while there is no such object.
+    let creates = status.is_some_and(|status| status.message.contains("cannot create"));
+    let verb = if creates { "create" } else { "patch" };
+    kubernetes::refusal(verb, "loadbalancernodes.bowline.dev", status)
+        .unwrap_or_else(|| format!("{error}; it is tried again"))
 }
