@@ -20,12 +20,13 @@ use bpf_linker::{Cpu, Linker, LinkerInput, LinkerOptions, OptLevel, OutputType};
 /// Builds the binary `bin` of `lb-ebpf` (feature `kernel`), tells cargo what it was made from, and returns the path of
 /// the object, `$OUT_DIR/<bin>.o`.
 pub fn object(bin: &str) -> Result<PathBuf> {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"))
+    // Asked when it runs: two clones may share a target directory, and cargo takes what one has built for the other's.
+    let caller = env::var_os("CARGO_MANIFEST_DIR")
+        .context("CARGO_MANIFEST_DIR is not set: call this from a build script")?;
+    let workspace = Path::new(&caller)
         .parent()
-        .context("lb-ebpf/build has lost its parent directory")?;
-    let workspace = package
-        .parent()
-        .context("lb-ebpf has lost its parent directory")?;
+        .context("the calling package is not in the workspace's directory")?;
+    let package = &workspace.join("lb-ebpf");
     let out = PathBuf::from(
         env::var_os("OUT_DIR").context("OUT_DIR is not set: call this from a build script")?,
     );
