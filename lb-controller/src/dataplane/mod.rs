@@ -39,6 +39,8 @@ pub(crate) mod testing;
 mod tests;
 #[cfg(test)]
 mod tests_attach;
+#[cfg(test)]
+mod tests_neighbour;
 mod xdp;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -32,11 +32,11 @@ fn uplink() {
     ip("route add default via 10.1.0.2");
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-fn links() -> Arc<Links> {
+pub(super) fn links() -> Arc<Links> {
     runtime().block_on(async {
         let (_keep, nobody) = watch::channel(BTreeSet::new());
         let network = network::follow(nobody, CancellationToken::new())
