@@ -3,6 +3,7 @@
 //! Each VIP ranks its eligible nodes by a hash of both names, so that a node that goes moves its own VIPs only; a node takes
 //! no more than its share and a quarter, so that few VIPs spread as evenly as many.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::IpAddr;
@@ -57,47 +58,49 @@ pub struct Choice {
     pub interfaces: BTreeSet<String>,
 }
 
-/// A node that may announce a VIP.
-struct Candidate<'a> {
-    rank: u64,
-    node: &'a Node,
-    interfaces: BTreeSet<String>,
+/// Nodes that may announce a VIP, by position.
+struct Eligible {
+    nodes: Vec<usize>,
+    /// They reach the VIP's network directly, and only interfaces that do count.
+    on_link: bool,
 }
 
 /// Chooses for every VIP. One without an eligible node is left out. Each VIP is to come once, each node too.
 pub fn choose(vips: &[Vip], nodes: &[Node], from: &[From]) -> BTreeMap<IpAddr, Choice> {
     let mut wanted: Vec<_> = vips
         .iter()
-        .map(|vip| (vip, candidates(vip, nodes, from)))
-        .filter(|(_, candidates)| !candidates.is_empty())
+        .map(|vip| (vip, eligible(vip, nodes, from)))
+        .filter(|(_, eligible)| !eligible.nodes.is_empty())
         .collect();
     // Whose turn it is must not depend on how the addresses were given out.
-    wanted.sort_by_key(|(vip, _)| (hash("", vip.address), vip.address));
-    let sharing: BTreeSet<_> = wanted
-        .iter()
-        .flat_map(|(_, candidates)| candidates.iter().map(|candidate| &candidate.node.name))
-        .collect();
-    let share_max = share_max(wanted.len(), sharing.len());
-    let mut load: BTreeMap<&str, usize> = BTreeMap::new();
+    wanted.sort_by_cached_key(|(vip, _)| (hash("", vip.address), vip.address));
+    let mut shares = vec![false; nodes.len()];
+    for at in wanted.iter().flat_map(|(_, eligible)| &eligible.nodes) {
+        shares[*at] = true;
+    }
+    let sharing = shares.iter().filter(|shares| **shares).count();
+    let share_max = share_max(wanted.len(), sharing);
+    let mut load = vec![0; nodes.len()];
     let mut chosen = BTreeMap::new();
-    for (vip, mut candidates) in wanted {
-        candidates.sort_by(|a, b| b.rank.cmp(&a.rank).then(a.node.name.cmp(&b.node.name)));
-        let loaded = |candidate: &Candidate<'_>| load.get(&*candidate.node.name).copied();
-        let free = candidates
-            .iter()
-            .position(|candidate| loaded(candidate).unwrap_or(0) < share_max);
+    for (vip, eligible) in wanted {
+        let rank = |at: usize| {
+            let name = &nodes[at].name;
+            (hash(name, vip.address), Reverse(name))
+        };
+        let all = || eligible.nodes.iter().copied();
+        let free = all()
+            .filter(|at| load[*at] < share_max)
+            .max_by_key(|at| rank(*at));
         // Where all are full, as under policy Local, the one with the least to do.
-        let least = || (0..candidates.len()).min_by_key(|at| loaded(&candidates[*at]).unwrap_or(0));
+        let least = || all().min_by_key(|at| (load[*at], Reverse(rank(*at))));
         let Some(at) = free.or_else(least) else {
             continue;
         };
-        let Candidate {
-            node, interfaces, ..
-        } = candidates.swap_remove(at);
-        *load.entry(&node.name).or_default() += 1;
+        load[at] += 1;
+        let uplinks = uplinks(vip, &nodes[at], from, eligible.on_link);
         let choice = Choice {
-            node: Arc::clone(&node.name),
-            interfaces,
+            node: Arc::clone(&nodes[at].name),
+            interfaces: uplinks.map(|uplink| uplink.name.clone()).collect(),
         };
         chosen.insert(vip.address, choice);
     }
@@ -109,39 +112,46 @@ fn share_max(vips: usize, nodes: usize) -> usize {
     (vips * 5).div_ceil((nodes * 4).max(1))
 }
 
-/// Nodes that may announce a VIP, with the interfaces to do it on. If any reaches the VIP's network directly, only those.
-fn candidates<'a>(vip: &Vip, nodes: &'a [Node], from: &[From]) -> Vec<Candidate<'a>> {
-    let of = |only_on_link: bool| -> Vec<Candidate<'a>> {
-        let eligible = nodes.iter().filter(|node| {
-            vip.only
-                .as_ref()
-                .is_none_or(|only| only.contains(&node.name))
-        });
-        let interfaces = |node: &Node| -> BTreeSet<String> {
-            node.interfaces
-                .iter()
-                .filter(|uplink| {
-                    !only_on_link || uplink.subnets.iter().any(|net| net.contains(&vip.address))
-                })
-                .filter(|uplink| is_advertised(vip, node, &uplink.name, from))
-                .map(|uplink| uplink.name.clone())
-                .collect()
+/// Nodes that may announce a VIP. If any reaches the VIP's network directly, only those.
+fn eligible(vip: &Vip, nodes: &[Node], from: &[From]) -> Eligible {
+    let of = |on_link: bool| -> Vec<usize> {
+        let may = |node: &Node| {
+            let only = vip.only.as_ref();
+            only.is_none_or(|only| only.contains(&node.name))
+                && uplinks(vip, node, from, on_link).next().is_some()
         };
-        eligible
-            .map(|node| Candidate {
-                rank: hash(&node.name, vip.address),
-                node,
-                interfaces: interfaces(node),
-            })
-            .filter(|candidate| !candidate.interfaces.is_empty())
+        let all = nodes.iter().enumerate();
+        all.filter(|(_, node)| may(node))
+            .map(|(at, _)| at)
             .collect()
     };
-    let on_link = of(true);
-    if on_link.is_empty() {
-        of(false)
+    let direct = of(true);
+    if direct.is_empty() {
+        Eligible {
+            nodes: of(false),
+            on_link: false,
+        }
     } else {
-        on_link
+        Eligible {
+            nodes: direct,
+            on_link: true,
+        }
     }
+}
+
+/// Interfaces of a node that may announce a VIP.
+fn uplinks<'a>(
+    vip: &'a Vip,
+    node: &'a Node,
+    from: &'a [From],
+    on_link: bool,
+) -> impl Iterator<Item = &'a Uplink> {
+    node.interfaces
+        .iter()
+        .filter(move |uplink| {
+            !on_link || uplink.subnets.iter().any(|net| net.contains(&vip.address))
+        })
+        .filter(move |uplink| is_advertised(vip, node, &uplink.name, from))
 }
 
 fn is_advertised(vip: &Vip, node: &Node, interface: &str, from: &[From]) -> bool {
