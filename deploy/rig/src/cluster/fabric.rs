@@ -54,7 +54,7 @@ pub(crate) fn switch(fabric: &Machine) -> anyhow::Result<()> {
 /// A cable from a node's `eth0` to the switch. The port has the node's name.
 pub(crate) fn node_cable(fabric: &Machine, node: &Machine, index: u8) -> anyhow::Result<()> {
     let port = node.name();
-    cable(fabric, port, node, plan::MTU)?;
+    cable(fabric, port, node, &plan::node_mac(index), plan::MTU)?;
     ip(fabric, &format!("link set {port} master fabric up"))?;
     // A network card takes nothing that is for another one; what a switch floods would reach a veth's XDP program.
     ip(
@@ -88,7 +88,13 @@ pub(crate) fn node_cable(fabric: &Machine, node: &Machine, index: u8) -> anyhow:
 
 /// A cable from the client to the router.
 pub(crate) fn client_cable(fabric: &Machine, client: &Machine) -> anyhow::Result<()> {
-    cable(fabric, plan::CLIENT, client, plan::POD_MTU)?;
+    cable(
+        fabric,
+        plan::CLIENT,
+        client,
+        plan::CLIENT_MAC,
+        plan::POD_MTU,
+    )?;
     let (four, six) = plan::CLIENT_GATEWAY;
     addresses(fabric, plan::CLIENT, &[four.into(), six.into()])?;
     ip(fabric, "link set client up")?;
@@ -127,7 +133,14 @@ pub(crate) fn pod_routes(
     Ok(())
 }
 
-fn cable(fabric: &Machine, port: &str, machine: &Machine, mtu: u32) -> anyhow::Result<()> {
+/// The machine's end has a MAC address that it keeps when it boots again, as a network card has.
+fn cable(
+    fabric: &Machine,
+    port: &str,
+    machine: &Machine,
+    mac: &str,
+    mtu: u32,
+) -> anyhow::Result<()> {
     if has(machine, "eth0") {
         return Ok(());
     }
@@ -136,7 +149,7 @@ fn cable(fabric: &Machine, port: &str, machine: &Machine, mtu: u32) -> anyhow::R
         .init()
         .with_context(|| format!("{} does not run", machine.name()))?;
     let words = format!(
-        "link add eth0 mtu {mtu} netns {theirs} type veth peer name {port} mtu {mtu} netns {ours}"
+        "link add eth0 address {mac} mtu {mtu} netns {theirs} type veth peer name {port} mtu {mtu} netns {ours}"
     );
     wait_until(
         LINK_LIMIT,

@@ -38,6 +38,14 @@ pub fn node_name(index: u8) -> String {
     format!("node{index}")
 }
 
+/// MAC address of a node.
+pub(crate) fn node_mac(index: u8) -> String {
+    format!("02:00:00:00:01:{index:02x}")
+}
+
+/// MAC address of the client.
+pub(crate) const CLIENT_MAC: &str = "02:00:00:00:00:02";
+
 /// The number in a node's name.
 pub(crate) fn node_index(name: &str) -> Option<u8> {
     let index = name.strip_prefix("node")?.parse().ok()?;

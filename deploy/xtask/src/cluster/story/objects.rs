@@ -66,6 +66,7 @@ pub(super) fn deployment(name: &str, replicas: u32) -> Value {
                 "metadata": { "labels": { "app": name, "serves": "web" } },
                 "spec": {
                     "terminationGracePeriodSeconds": GRACE_S,
+                    "automountServiceAccountToken": false,
                     "topologySpreadConstraints": [{
                         "maxSkew": 1,
                         "topologyKey": "kubernetes.io/hostname",

@@ -11,7 +11,9 @@ use super::ANSWER_LIMIT;
 use super::failover::{MAX_MS, power_cut};
 
 /// How long we look on after its return.
-const AFTER: Duration = Duration::from_secs(12);
+const AFTER: Duration = Duration::from_secs(8);
+/// What a cut takes of the time.
+const CUT: Duration = Duration::from_secs(6);
 /// Without an answer for so long, somebody would notice.
 const PAUSE_MAX_MS: u64 = 300;
 
@@ -35,8 +37,9 @@ pub(in super::super) fn api_away(
     world.calm(&web_tcp())?;
     let (addresses, events) = of_services(world)?;
     world.cluster.kill_api_server()?;
-    let seconds = time.as_secs() / 2;
-    let probed = look_on(world, time / 2)?;
+    let half = time.saturating_sub(CUT) / 2;
+    let seconds = half.as_secs();
+    let probed = look_on(world, half)?;
     summary.note(
         "without the API server traffic goes on",
         probed.failed == 0,
@@ -51,7 +54,7 @@ pub(in super::super) fn api_away(
         outage <= MAX_MS,
         format!("{outage} ms"),
     );
-    let probed = look_on(world, time / 2)?;
+    let probed = look_on(world, half)?;
     let worst = probed.worst_ms();
     summary.note(
         "  and then it is quiet",
