@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 pub(super) const WEB_PODS: u32 = 10;
 /// Pods of the Service `web` that stay.
 pub(super) const STAY_PODS: u32 = 3;
-/// Grace of a pod that is told to end: it serves on until then, as programs that drain do.
-const GRACE_S: u32 = 4;
+/// Grace of a pod that is told to end: it serves on until then, as programs that drain do. Kubernetes gives 30 s if nothing
+/// is said; a third of that still lets a busy machine hear of the end in time.
+pub(super) const GRACE_S: u32 = 10;
 /// VIPs of the Service `web`.
 pub(super) const WEB: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(172, 30, 0, 130)),

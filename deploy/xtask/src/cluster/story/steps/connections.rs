@@ -6,7 +6,7 @@ use super::super::client::Steady;
 use super::super::objects;
 use super::super::summary::Summary;
 use super::super::world::World;
-use super::first_of;
+use super::because;
 
 /// Short connections: more than the 5,000 that are asked for.
 const CONNECTIONS: u64 = 6_000;
@@ -37,7 +37,7 @@ pub(in super::super) fn connections(world: &World, summary: &mut Summary) -> any
             many.bytes / 1_000_000,
             many.retransmits,
             many.segments,
-            first_of(&many.reasons)
+            because(&many.reasons)
         ),
     );
     summary.note(

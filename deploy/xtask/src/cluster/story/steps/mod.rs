@@ -21,9 +21,10 @@ use std::time::Duration;
 /// The first answer of something that should answer.
 const ANSWER_LIMIT: Duration = Duration::from_mins(1);
 
-/// A reason as an afterthought.
-fn first_of(reasons: &[String]) -> String {
-    reasons
-        .first()
-        .map_or(String::new(), |reason| format!(" ({reason})"))
+/// Reasons as an afterthought.
+fn because(reasons: &[String]) -> String {
+    if reasons.is_empty() {
+        return String::new();
+    }
+    format!(" ({})", reasons.join("; "))
 }

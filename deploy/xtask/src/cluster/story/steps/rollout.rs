@@ -9,14 +9,14 @@ use super::super::client::{Held, Sessions, Steady};
 use super::super::objects;
 use super::super::summary::Summary;
 use super::super::world::World;
-use super::{ANSWER_LIMIT, first_of};
+use super::{ANSWER_LIMIT, because};
 
 /// Connections a second during rollouts.
 const PER_SECOND: u32 = 500;
 /// Long connections; those to pods that stay must not notice.
 const SESSIONS: u32 = 260;
 /// The last pods are still ending when a rollout has ended.
-const AFTER: Duration = Duration::from_secs(5);
+const AFTER: Duration = Duration::from_secs(objects::GRACE_S as u64 + 2);
 
 /// Counters of the programs before and after.
 struct Counted {
@@ -107,7 +107,7 @@ fn judge(policy: &str, load: &Steady, held: &Held, summary: &mut Summary) {
         load.failed,
         load.connections,
         load.pods,
-        first_of(&load.reasons)
+        because(&load.reasons)
     );
     summary.note(
         &format!("rollout at {PER_SECOND} new connections/s, policy {policy}"),
@@ -127,7 +127,7 @@ fn judge(policy: &str, load: &Steady, held: &Held, summary: &mut Summary) {
             held.broken,
             held.sessions,
             held.longest_wait_ms,
-            first_of(&held.reasons)
+            because(&held.reasons)
         ),
     );
 }
