@@ -10,7 +10,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use super::assignment::{self, Input, Outcome, Waiting};
 use super::candidate::Candidate;
 use super::endpoint::{Cluster, Endpoint, Endpoints, is_alive};
-use super::problem::{Fault, Problem};
+use super::problem::{Fault, Ports, Problem};
 use super::service::Service;
 use super::shape::Weight;
 use super::slot::Slots;
@@ -238,21 +238,12 @@ impl Next<'_> {
             self.report(Fault::TooManyPods(refused));
         }
         if usable.is_empty() {
-            for Port { port, protocol, .. } in group.ports.clone() {
-                let family = group.family;
-                self.report(match self.service.traffic_policy {
-                    TrafficPolicy::Cluster => Fault::NoEndpoints {
-                        family,
-                        port,
-                        protocol,
-                    },
-                    TrafficPolicy::Local => Fault::NoLocalEndpoints {
-                        family,
-                        port,
-                        protocol,
-                    },
-                });
-            }
+            let ports = group.ports.iter().map(|port| (port.port, port.protocol));
+            let (family, ports) = (group.family, Ports(ports.collect()));
+            self.report(match self.service.traffic_policy {
+                TrafficPolicy::Cluster => Fault::NoEndpoints { family, ports },
+                TrafficPolicy::Local => Fault::NoLocalEndpoints { family, ports },
+            });
         }
     }
 

@@ -17,6 +17,34 @@ pub const SOURCE_RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-bala
 /// Annotation with the weight of a Pod.
 pub const WEIGHT_ANNOTATION: &str = "bowline.dev/weight";
 
+/// Ports named in one sentence; the rest is counted: a Service may have hundreds.
+const PORTS_NAMED_MAX: usize = 3;
+
+/// Ports that share a fault, at least one.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Ports(pub Vec<(u16, Protocol)>);
+
+impl Ports {
+    fn have(&self) -> &'static str {
+        if self.0.len() == 1 { "has" } else { "have" }
+    }
+}
+
+impl std::fmt::Display for Ports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let named = self.0.iter().take(PORTS_NAMED_MAX);
+        let named: Vec<_> = named
+            .map(|(port, protocol)| format!("{port}/{protocol}"))
+            .collect();
+        let noun = if self.0.len() == 1 { "port" } else { "ports" };
+        write!(f, "{noun} {}", named.join(", "))?;
+        match self.0.len().saturating_sub(PORTS_NAMED_MAX) {
+            0 => Ok(()),
+            rest => write!(f, " and {rest} more"),
+        }
+    }
+}
+
 /// A fault and the object that has it. `Display` gives the whole sentence.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, thiserror::Error)]
 #[error("{object}: {fault}")]
@@ -182,27 +210,25 @@ pub enum Fault {
     TooManyPods(usize),
     /// Nobody to send to.
     #[error(
-        "port {port}/{protocol} over {family:?} has no usable endpoint, so connections are refused; start pods or correct the selector"
+        "{ports} over {family:?} {} no usable endpoint, so connections are refused; start pods or correct the selector",
+        .ports.have()
     )]
     NoEndpoints {
         /// The family.
         family: Family,
-        /// The port.
-        port: u16,
-        /// The protocol.
-        protocol: Protocol,
+        /// The ports.
+        ports: Ports,
     },
     /// Nobody to send to.
     #[error(
-        "port {port}/{protocol} over {family:?} has no usable endpoint, so connections are dropped under externalTrafficPolicy Local; start pods or correct the selector"
+        "{ports} over {family:?} {} no usable endpoint, so connections are dropped under externalTrafficPolicy Local; start pods or correct the selector",
+        .ports.have()
     )]
     NoLocalEndpoints {
         /// The family.
         family: Family,
-        /// The port.
-        port: u16,
-        /// The protocol.
-        protocol: Protocol,
+        /// The ports.
+        ports: Ports,
     },
     /// History is lost.
     #[error(

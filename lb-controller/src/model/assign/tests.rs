@@ -208,7 +208,7 @@ fn no_endpoints_is_a_table_that_refuses_and_a_sentence() {
     assert_eq!(table.groups[0].shape.slots, 0);
     assert_eq!(
         assigned.problems[0].to_string(),
-        "Service shop/web: port 80/TCP over IPv4 has no usable endpoint, so connections are refused; start pods or correct the selector"
+        "Service shop/web: ports 80/TCP, 443/TCP over IPv4 have no usable endpoint, so connections are refused; start pods or correct the selector"
     );
 }
 
@@ -281,6 +281,6 @@ fn under_policy_local_nobody_is_told_that_connections_are_refused() {
     manager.service.traffic_policy = TrafficPolicy::Local;
     assert_eq!(
         manager.assign(0, "").problems[0].to_string(),
-        "Service shop/web: port 80/TCP over IPv4 has no usable endpoint, so connections are dropped under externalTrafficPolicy Local; start pods or correct the selector"
+        "Service shop/web: ports 80/TCP, 443/TCP over IPv4 have no usable endpoint, so connections are dropped under externalTrafficPolicy Local; start pods or correct the selector"
     );
 }
