@@ -8,6 +8,7 @@ mod announce;
 mod apply;
 mod health;
 mod inputs;
+mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use self::announce::Announcing;
+use self::tables::Tables;
 use super::attempt::Attempt;
 use super::chain;
 use super::stamp::{Fresh, monotonic_ns};
@@ -46,6 +48,8 @@ const DRIFT_PERIOD: Duration = Duration::from_mins(3);
 /// Longest wait at the start for the ways to all nodes. Pinned maps forward meanwhile; what they know of the ways is not
 /// replaced by not knowing them yet.
 const NEXT_HOPS_WAIT: Duration = Duration::from_secs(2);
+/// What is wrong is looked for this often at most.
+const TELL_PERIOD: Duration = Duration::from_millis(500);
 /// Longest sleep without an event.
 const SLEEP_MAX: Duration = Duration::from_secs(5);
 
@@ -138,7 +142,7 @@ pub struct Core {
     pub(super) started: Instant,
     files: Files,
     pub(super) index: Index,
-    pub(super) tables: BTreeMap<Named, Table>,
+    pub(super) tables: Tables,
     pub(super) statuses: BTreeMap<Named, ServiceStatus>,
     secrets: Option<ClusterSecrets>,
     secret_fault: Option<String>,
@@ -177,6 +181,7 @@ pub struct Core {
     writer: Writer,
     node_file: Option<LoadBalancerNode>,
     told: Vec<Problem>,
+    tell_at: Instant,
     /// What was done; for metrics.
     pub work: Work,
 }
@@ -210,7 +215,7 @@ impl Core {
             started: now,
             files: Files::default(),
             index: Index::default(),
-            tables: BTreeMap::new(),
+            tables: Tables::default(),
             statuses: BTreeMap::new(),
             secrets: None,
             secret_fault: None,
@@ -238,6 +243,7 @@ impl Core {
             writer: Writer::default(),
             node_file: None,
             told: Vec::new(),
+            tell_at: now,
             work: Work::default(),
         })
     }
@@ -258,8 +264,12 @@ impl Core {
             self.check_drift();
         }
         self.write_node_file(now);
-        let problems = self.problems();
-        crate::manager::tell(&mut self.told, problems);
+        // All Services are looked through for it, so not after each event.
+        if now >= self.tell_at {
+            self.tell_at = now + TELL_PERIOD;
+            let problems = self.problems();
+            crate::manager::tell(&mut self.told, problems);
+        }
         self.next_due()
             .unwrap_or(now + SLEEP_MAX)
             .min(now + SLEEP_MAX)
@@ -310,10 +320,12 @@ impl Core {
             Some(until) => Some(until),
             None if !self.configured => self.common.due,
             None => {
-                let tables = self.tables.values().filter_map(|table| table.attempt.due);
                 let announce = self.announce.due.filter(|_| self.may_choose());
                 let own = [self.common.due, self.locals.due, self.tidy.due, announce];
-                tables.chain(own.into_iter().flatten()).min()
+                own.into_iter()
+                    .chain([self.tables.next_due()])
+                    .flatten()
+                    .min()
             }
         };
         [work, self.writer.next_due(), Some(self.drift_at)]
@@ -332,9 +344,7 @@ impl Core {
 
     /// Something has not been tried yet.
     fn is_waiting(&self) -> bool {
-        self.common.is_waiting()
-            || self.locals.is_waiting()
-            || self.tables.values().any(|table| table.attempt.is_waiting())
+        self.common.is_waiting() || self.locals.is_waiting() || self.tables.are_waiting()
     }
 }
 

@@ -200,20 +200,9 @@ pub fn is_local(service: &Service) -> bool {
 fn serving_nodes(index: &Index, named: &Named, tabled: &BTreeSet<Arc<str>>) -> BTreeSet<Arc<str>> {
     let mut ready = BTreeSet::new();
     let mut leaving = BTreeSet::new();
-    for endpoint in index
-        .slices(named)
-        .flat_map(|slice| slice.endpoints.iter().flatten())
-    {
-        let Some(node) = endpoint.node_name.as_deref() else {
-            continue;
-        };
-        let conditions = endpoint.conditions.clone().unwrap_or_default();
-        let terminates = conditions.terminating.unwrap_or(false);
-        if conditions.ready.unwrap_or(true) && !terminates {
-            ready.insert(Arc::from(node));
-        } else if conditions.serving.unwrap_or(true) && terminates {
-            leaving.insert(Arc::from(node));
-        }
+    for serving in index.serving(named) {
+        ready.extend(serving.ready().map(Arc::from));
+        leaving.extend(serving.leaving().map(Arc::from));
     }
     let in_table = |nodes: &BTreeSet<_>| nodes.intersection(tabled).cloned().collect();
     [in_table(&ready), in_table(&leaving), ready, leaving]

@@ -346,7 +346,9 @@ impl Core {
                 named: named.clone(),
                 table: assigned.table.clone().map(Box::new),
             });
-            state.written = Some(now);
+            // One that serves nobody yet is followed by the next at once: slices come after their Service.
+            let serves = assigned.table.as_ref().is_some_and(serves_somebody);
+            state.written = serves.then_some(now);
             self.name_pods(named, before.as_ref(), assigned.table.as_ref());
         }
         // The table goes first: what the status promises is there.
@@ -435,3 +437,12 @@ impl Core {
         }
     }
 }
+
+/// Whether some port has a pod for new flows.
+fn serves_somebody(table: &ServiceTableSpec) -> bool {
+    let mut slots = table.groups.iter().flat_map(|group| &group.current);
+    slots.any(Option::is_some)
+}
+
+#[cfg(test)]
+mod tests;

@@ -157,8 +157,10 @@ impl Installed {
                         port: candidate.ports[at],
                         identity: identity(&candidate.uid, candidate.ports[at]),
                     };
+                    // Names of nodes are shared: there are many more pods.
+                    let node = self.view.nodes.get_key_value(&candidate.node);
                     let known = Known {
-                        node: candidate.node.clone(),
+                        node: node.map_or(&candidate.node, |(name, _)| name).clone(),
                         uid: candidate.uid.clone(),
                         podless: candidate.is_podless(),
                     };

@@ -1,19 +1,21 @@
 //! All objects, and which Services a change concerns. No I/O: [`Index::apply`], [`Index::delete`] and [`Index::reset`]
 //! are all there is to it, and each says whether anything changed. The result does not depend on their order.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::parse::{Kind, Object, ObjectKey};
+use super::serving::Serving;
 use crate::api::address_pool::AddressPool;
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::LoadBalancerNode;
 use crate::api::service_table::ServiceTable;
 
 /// Label of a slice that names its Service.
-const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+pub(super) const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
 /// Namespace and name.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -303,6 +305,20 @@ impl Index {
 
     /// The slices of a Service, by name.
     pub fn slices(&self, service: &Named) -> impl Iterator<Item = &EndpointSlice> {
+        self.slice_objects(service)
+            .filter_map(Object::endpoint_slice)
+    }
+
+    /// Where the endpoints of a Service serve, by slice.
+    pub fn serving(&self, service: &Named) -> impl Iterator<Item = Cow<'_, Serving>> {
+        self.slice_objects(service).filter_map(|object| {
+            let whole = || object.endpoint_slice().and_then(Serving::of);
+            let kept = object.serving().map(Cow::Borrowed);
+            kept.or_else(|| whole().map(Cow::Owned))
+        })
+    }
+
+    fn slice_objects(&self, service: &Named) -> impl Iterator<Item = &Object> {
         let namespace = service.namespace.clone();
         self.slices
             .get(service)
@@ -313,7 +329,7 @@ impl Index {
                     namespace: namespace.clone(),
                     name: name.clone(),
                 };
-                self.get(Kind::EndpointSlice, &named)?.endpoint_slice()
+                self.get(Kind::EndpointSlice, &named)
             })
     }
 
@@ -398,10 +414,10 @@ impl Index {
             // A pod that is replaced by one of the same name has gone.
             self.changed.pods.insert(uid);
         }
-        let Some((object, service)) = self
+        let Some((pods, service)) = self
             .objects
             .get(key)
-            .and_then(|o| Some((o.clone(), service_of(o)?)))
+            .and_then(|object| Some((pods_of(object), service_of(object)?)))
         else {
             return;
         };
@@ -413,7 +429,7 @@ impl Index {
                 self.slices.remove(&service);
             }
         }
-        for pod in pods_of(&object) {
+        for pod in pods {
             let Some(users) = self.users.get_mut(&pod) else {
                 continue;
             };
@@ -440,8 +456,10 @@ fn uid_of(object: &Object) -> Option<String> {
 
 /// The Service of a slice.
 fn service_of(object: &Object) -> Option<Named> {
-    let Object::EndpointSlice(slice) = object else {
-        return None;
+    let slice = match object {
+        Object::EndpointSlice(slice) => slice,
+        Object::Serving(serving) => return Some(serving.service.clone()),
+        _ => return None,
     };
     let name = slice.metadata.labels.as_ref()?.get(SERVICE_LABEL)?.clone();
     Some(Named {

@@ -87,6 +87,27 @@ pub(crate) fn written(key: ObjectKey, object: Object) -> Event {
     }
 }
 
+/// An object from the bytes of the wire, as a watch would tell it: for measurements.
+pub fn decode(
+    wanted: &Wanted,
+    json: &[u8],
+) -> Result<(ObjectKey, Result<Object, String>), serde_json::Error> {
+    Ok(match wanted {
+        Wanted::Services => strip::whole::<Service>(serde_json::from_slice(json)?),
+        Wanted::ServicesInOutline => strip::outline(serde_json::from_slice(json)?),
+        Wanted::EndpointSlices => strip::whole::<EndpointSlice>(serde_json::from_slice(json)?),
+        Wanted::ServingNodes => strip::serving(serde_json::from_slice(json)?),
+        Wanted::Nodes => strip::whole::<Node>(serde_json::from_slice(json)?),
+        Wanted::Namespaces => strip::whole::<Namespace>(serde_json::from_slice(json)?),
+        Wanted::Pods | Wanted::PodsOfNode(_) => strip::whole::<Pod>(serde_json::from_slice(json)?),
+        Wanted::AddressPools => strip::ours::<AddressPool>(serde_json::from_slice(json)?),
+        Wanted::L2Advertisements => strip::ours::<L2Advertisement>(serde_json::from_slice(json)?),
+        Wanted::LoadBalancerNodes => strip::ours::<LoadBalancerNode>(serde_json::from_slice(json)?),
+        Wanted::ServiceTables => strip::ours::<ServiceTable>(serde_json::from_slice(json)?),
+        Wanted::Secret { .. } => strip::whole::<Secret>(serde_json::from_slice(json)?),
+    })
+}
+
 /// One watch.
 struct Task {
     client: Client,
@@ -107,9 +128,11 @@ impl Task {
         let mut strategy = InitialListStrategy::StreamingList;
         loop {
             let ended = match self.wanted {
-                Wanted::Services => self.whole::<Service>(&strategy).await,
-                Wanted::EndpointSlices => self.whole::<EndpointSlice>(&strategy).await,
-                Wanted::Nodes => self.whole::<Node>(&strategy).await,
+                Wanted::Services => self.all(&strategy, strip::whole::<Service>).await,
+                Wanted::ServicesInOutline => self.all(&strategy, strip::outline).await,
+                Wanted::EndpointSlices => self.all(&strategy, strip::whole::<EndpointSlice>).await,
+                Wanted::ServingNodes => self.all(&strategy, strip::serving).await,
+                Wanted::Nodes => self.all(&strategy, strip::whole::<Node>).await,
                 Wanted::Namespaces => self.names::<Namespace>(&strategy).await,
                 Wanted::Pods | Wanted::PodsOfNode(_) => self.names::<Pod>(&strategy).await,
                 Wanted::AddressPools => self.ours::<AddressPool>(&strategy).await,
@@ -141,12 +164,16 @@ impl Task {
     }
 
     /// Objects of Kubernetes, of all namespaces.
-    async fn whole<K>(&self, strategy: &InitialListStrategy) -> Result<(), Closed>
+    async fn all<K>(
+        &self,
+        strategy: &InitialListStrategy,
+        decode: fn(K) -> Decoded,
+    ) -> Result<(), Closed>
     where
         K: Resource<DynamicType = ()> + strip::Strip + DeserializeOwned + Send + Sync + 'static,
     {
         let api = Api::<K>::all(self.client.clone());
-        self.stream(watcher(api, self.config(strategy)), strip::whole)
+        self.stream(watcher(api, self.config(strategy)), decode)
             .await
     }
 

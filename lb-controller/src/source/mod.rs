@@ -17,3 +17,4 @@ pub mod output;
 pub mod parse;
 mod read;
 pub mod secret;
+pub mod serving;

@@ -14,6 +14,7 @@ use crate::api::file::API_VERSION;
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::LoadBalancerNode;
 use crate::api::service_table::ServiceTable;
+use crate::source::serving::Serving;
 
 /// Namespace of an object that names none, as `kubectl` has it.
 const NAMESPACE_DEFAULT: &str = "default";
@@ -104,6 +105,8 @@ pub enum Object {
     Service(Box<Service>),
     /// An `EndpointSlice`.
     EndpointSlice(Box<EndpointSlice>),
+    /// What an agent keeps of one.
+    Serving(Box<Serving>),
     /// A Namespace.
     Namespace(Box<Namespace>),
     /// An `AddressPool`.
@@ -397,6 +400,16 @@ object!(
     ServiceTable service_table,
     Secret secret
 );
+
+impl Object {
+    /// As what an agent keeps of an endpoint slice, if it is that.
+    pub fn serving(&self) -> Option<&Serving> {
+        let Self::Serving(serving) = self else {
+            return None;
+        };
+        Some(serving)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -56,7 +56,7 @@ impl Core {
     /// Who the identities in the maps are, as far as tables tell.
     fn names(&self) -> HashMap<u32, Name> {
         let mut names: HashMap<u32, Name> = HashMap::new();
-        for (named, table) in &self.tables {
+        for (named, table) in self.tables.iter() {
             let Some(spec) = &table.spec else { continue };
             for group in &spec.groups {
                 for (at, pod) in group.candidates.iter().enumerate() {

@@ -27,6 +27,10 @@ pub(in crate::agent) struct Announcing {
     pub(in crate::agent) liveness: Arc<Liveness>,
     /// Who announces what.
     pub(super) chosen: BTreeMap<IpAddr, Choice>,
+    /// Services of the VIPs that this node was chosen for.
+    own: Tabled,
+    /// Something that the choice depends on has changed since.
+    stale: bool,
     /// What this node announces.
     pub(in crate::agent) announced: BTreeSet<Announced>,
     /// What the maps held at the start.
@@ -71,7 +75,7 @@ impl Core {
         };
         let before = &self.announcing.liveness;
         if states(before) != states(&liveness) || before.settled != liveness.settled {
-            self.announce.want(now);
+            self.choose_again(now);
         }
         self.peer_heard = liveness
             .peers
@@ -127,7 +131,7 @@ impl Core {
         if KINDS.iter().any(|kind| changed.kinds.contains(kind))
             || changed.services.iter().any(is_local)
         {
-            self.announce.want(now);
+            self.choose_again(now);
         }
     }
 
@@ -164,19 +168,24 @@ impl Core {
         }
     }
 
-    /// The choice, as far as it concerns this node and its tables are applied.
-    fn wanted_announcements(&mut self) -> BTreeSet<Announced> {
+    /// Wants the choice made again.
+    pub(super) fn choose_again(&mut self, now: Instant) {
+        self.announcing.stale = true;
+        self.announce.want(now);
+    }
+
+    /// Chooses who announces what. All VIPs are looked through for it, so only after a change of what it depends on.
+    fn choose(&mut self) {
+        if !std::mem::take(&mut self.announcing.stale) {
+            return;
+        }
         let mut vips = Tabled::new();
-        let mut unapplied = BTreeSet::new();
-        for (named, table) in &self.tables {
+        for (named, table) in self.tables.iter() {
             let Some(spec) = &table.spec else { continue };
             let nodes = facts::tabled_nodes(spec);
             for vip in &spec.vips {
                 let services = vips.entry(*vip).or_default();
                 services.insert(named.clone(), nodes.clone());
-                if table.applied.is_none() {
-                    unapplied.insert(*vip);
-                }
             }
         }
         let own = self.settings.node.clone();
@@ -185,20 +194,27 @@ impl Core {
             node == own || liveness.may_announce(node)
         });
         self.announcing.faults.clone_from(&facts.faults);
-        self.announcing.chosen = choose::choose(&facts.vips, &facts.nodes, &facts.from);
-        let held: BTreeSet<_> = self
-            .announcing
-            .announced
-            .iter()
-            .map(|(vip, _, _)| *vip)
-            .collect();
-        let ours = self
-            .announcing
-            .chosen
-            .iter()
-            .filter(|(_, choice)| *choice.node == *own)
-            .filter(|(vip, _)| !unapplied.contains(vip) || held.contains(vip));
-        ours.flat_map(|(vip, choice)| self.places(*vip, choice))
+        let chosen = choose::choose(&facts.vips, &facts.nodes, &facts.from);
+        vips.retain(|vip, _| chosen.get(vip).is_some_and(|choice| *choice.node == *own));
+        self.announcing.own = vips;
+        self.announcing.chosen = chosen;
+    }
+
+    /// The choice, as far as it concerns this node and its tables are applied.
+    fn wanted_announcements(&mut self) -> BTreeSet<Announced> {
+        self.choose();
+        let announced = self.announcing.announced.iter();
+        let held: BTreeSet<_> = announced.map(|(vip, _, _)| *vip).collect();
+        let is_applied = |named: &Named| {
+            let table = self.tables.get(named);
+            table.is_none_or(|table| table.applied.is_some())
+        };
+        let own = self.announcing.own.iter();
+        let ready =
+            own.filter(|(vip, services)| held.contains(vip) || services.keys().all(is_applied));
+        ready
+            .filter_map(|(vip, _)| Some((*vip, self.announcing.chosen.get(vip)?)))
+            .flat_map(|(vip, choice)| self.places(vip, choice))
             .collect()
     }
 

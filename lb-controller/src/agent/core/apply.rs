@@ -27,17 +27,11 @@ impl Core {
     }
 
     pub(super) fn apply_tables(&mut self, now: Instant, until: Instant) {
-        let due: Vec<_> = self
-            .tables
-            .iter()
-            .filter(|(_, table)| table.attempt.is_due(now))
-            .map(|(named, _)| named.clone())
-            .collect();
-        for named in due {
+        for named in self.tables.due(now) {
             if Instant::now() >= until {
                 break;
             }
-            let Some(mut table) = self.tables.remove(&named) else {
+            let Some(mut table) = self.tables.take(&named) else {
                 continue;
             };
             let started = Instant::now();
@@ -54,7 +48,7 @@ impl Core {
             self.last_apply = Some(jiff::Timestamp::now());
             self.collect_soon(now);
             if table.spec.is_some() || table.fault.is_some() || table.attempt.due.is_some() {
-                self.tables.insert(named, table);
+                self.tables.put(named, table);
             }
         }
     }

@@ -55,7 +55,7 @@ impl Core {
                 add(format!("Service {named}"), sentence);
             }
         }
-        for (named, table) in &self.tables {
+        for (named, table) in self.tables.iter() {
             if let Some(fault) = &table.fault {
                 add(
                     format!("ServiceTable {named}"),

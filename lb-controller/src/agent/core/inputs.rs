@@ -164,17 +164,18 @@ impl Core {
 
     /// A Service's table came, changed or went.
     pub fn take_table(&mut self, named: Named, spec: Option<ServiceTableSpec>, now: Instant) {
-        let table = self.tables.entry(named).or_default();
-        if spec.is_some() && table.spec == spec && table.fault.is_none() {
+        let known = self.tables.get(&named);
+        if spec.is_some() && known.is_some_and(|t| t.spec == spec && t.fault.is_none()) {
             return;
         }
+        let mut table = self.tables.take(&named).unwrap_or_default();
         table.attempt.want(now);
         let told = |spec: &Option<ServiceTableSpec>| {
             let told = |spec: &ServiceTableSpec| (spec.vips.clone(), facts::tabled_nodes(spec));
             spec.as_ref().map(told)
         };
         if told(&table.spec) != told(&spec) {
-            self.announce.want(now);
+            self.choose_again(now);
         }
         table.fault = None;
         if let Some(spec) = &spec {
@@ -182,6 +183,7 @@ impl Core {
             table.decoded = None;
         }
         table.spec = spec;
+        self.tables.put(named, table);
     }
 
     fn take_table_file(&mut self, path: &Path, content: &Content, now: Instant) {
@@ -197,9 +199,10 @@ impl Core {
                 }
             },
         };
-        let table = self.tables.entry(named).or_default();
+        let mut table = self.tables.take(&named).unwrap_or_default();
         table.attempt.want(now);
         table.fault = Some(fault);
+        self.tables.put(named, table);
     }
 
     fn take_status(&mut self, path: &Path, content: &Content) {
@@ -245,7 +248,7 @@ impl Core {
         self.locals.want(now);
         self.last_list = Some(jiff::Timestamp::now());
         self.common.want(now);
-        self.announce.want(now);
+        self.choose_again(now);
         self.tidy.want(now);
     }
 
@@ -270,7 +273,7 @@ impl Core {
         if self.links != *links || self.interfaces != interfaces {
             self.links = Arc::clone(links);
             self.interfaces = interfaces.to_vec();
-            self.announce.want(Instant::now());
+            self.choose_again(Instant::now());
         }
         if self.xdp_interfaces != xdp {
             self.xdp_interfaces = xdp;

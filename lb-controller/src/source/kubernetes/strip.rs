@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, NodeSpec, NodeStatus, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    Namespace, Node, NodeSpec, NodeStatus, Pod, Secret, Service, ServiceSpec,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
@@ -17,6 +19,7 @@ use crate::api::load_balancer_node::LoadBalancerNode;
 use crate::api::service_table::ServiceTable;
 use crate::model::problem::WEIGHT_ANNOTATION;
 use crate::source::parse::{Kind, Object, ObjectKey};
+use crate::source::serving::Serving;
 
 /// What `kubectl apply` remembers: as large as the object.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -44,6 +47,39 @@ pub(super) fn whole<K: Strip>(mut object: K) -> Decoded {
     // The model takes an object without a namespace for one of the default namespace.
     object.meta().namespace = Some(key.namespace.clone());
     (key, Ok(object.into()))
+}
+
+/// A Service for an agent: whether it is ours, which labels select it, where its packets may enter, and its addresses.
+pub(super) fn outline(mut service: Service) -> Decoded {
+    let labels = service.metadata.labels.take();
+    service.metadata = ObjectMeta {
+        namespace: service.metadata.namespace.take(),
+        labels,
+        ..bare(&service.metadata)
+    };
+    service.spec = service.spec.take().map(|spec| ServiceSpec {
+        type_: spec.type_,
+        load_balancer_class: spec.load_balancer_class,
+        external_traffic_policy: spec.external_traffic_policy,
+        ..ServiceSpec::default()
+    });
+    if let Some(status) = &mut service.status {
+        status.conditions = None;
+    }
+    whole(service)
+}
+
+/// An endpoint slice for an agent.
+pub(super) fn serving(slice: EndpointSlice) -> Decoded {
+    let (key, object) = whole(slice);
+    let object = object.and_then(|object| {
+        let slice = object.endpoint_slice();
+        let serving = slice.and_then(Serving::of);
+        let serving =
+            serving.ok_or("it names no Service; set its label kubernetes.io/service-name")?;
+        Ok(Object::Serving(Box::new(serving)))
+    });
+    (key, object)
 }
 
 /// An object of our own, which another version of us may have written.

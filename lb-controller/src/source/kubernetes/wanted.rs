@@ -7,8 +7,12 @@ use crate::source::parse::Kind;
 pub enum Wanted {
     /// All Services.
     Services,
+    /// All Services, of each no more than an agent asks about.
+    ServicesInOutline,
     /// Slices that name a Service, but for headless ones, which have no VIP.
     EndpointSlices,
+    /// The same, of each only on which nodes somebody serves.
+    ServingNodes,
     /// All Nodes.
     Nodes,
     /// Metadata of all Namespaces.
@@ -50,8 +54,8 @@ pub fn manager() -> Vec<Wanted> {
 /// What the agent of `node` follows; `namespace` is where Bowline's Secret is.
 pub fn agent(node: &str, namespace: &str) -> Vec<Wanted> {
     vec![
-        Wanted::Services,
-        Wanted::EndpointSlices,
+        Wanted::ServicesInOutline,
+        Wanted::ServingNodes,
         Wanted::Nodes,
         Wanted::PodsOfNode(node.to_owned()),
         Wanted::AddressPools,
@@ -72,8 +76,8 @@ impl Wanted {
     /// The kind of its objects.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Services => Kind::Service,
-            Self::EndpointSlices => Kind::EndpointSlice,
+            Self::Services | Self::ServicesInOutline => Kind::Service,
+            Self::EndpointSlices | Self::ServingNodes => Kind::EndpointSlice,
             Self::Nodes => Kind::Node,
             Self::Namespaces => Kind::Namespace,
             Self::Pods | Self::PodsOfNode(_) => Kind::Pod,
@@ -88,8 +92,8 @@ impl Wanted {
     /// The resource as rules of RBAC name it: plural, then the group if it has one.
     pub fn resource(&self) -> &'static str {
         match self {
-            Self::Services => "services",
-            Self::EndpointSlices => "endpointslices.discovery.k8s.io",
+            Self::Services | Self::ServicesInOutline => "services",
+            Self::EndpointSlices | Self::ServingNodes => "endpointslices.discovery.k8s.io",
             Self::Nodes => "nodes",
             Self::Namespaces => "namespaces",
             Self::Pods | Self::PodsOfNode(_) => "pods",
@@ -103,10 +107,11 @@ impl Wanted {
 
     pub(super) fn labels(&self) -> Option<String> {
         match self {
-            Self::EndpointSlices => {
+            Self::EndpointSlices | Self::ServingNodes => {
                 Some("kubernetes.io/service-name,!service.kubernetes.io/headless".to_owned())
             }
             Self::Services
+            | Self::ServicesInOutline
             | Self::Nodes
             | Self::Namespaces
             | Self::Pods
@@ -125,7 +130,9 @@ impl Wanted {
             Self::PodsOfNode(node) => Some(format!("spec.nodeName={node},{ALIVE}")),
             Self::Secret { name, .. } => Some(format!("metadata.name={name}")),
             Self::Services
+            | Self::ServicesInOutline
             | Self::EndpointSlices
+            | Self::ServingNodes
             | Self::Nodes
             | Self::Namespaces
             | Self::AddressPools
