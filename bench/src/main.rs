@@ -1,4 +1,4 @@
-//! The benchmark harness: `cargo run --release -p bench -- packet|table`.
+//! The benchmark harness: `cargo run --release -p bench -- packet|table|control`.
 //!
 //! A suite answers rows; this file prints them, writes them down and compares them with a committed run.
 
@@ -6,7 +6,9 @@
 #![expect(clippy::print_stdout, reason = "what the program answers")]
 
 mod baseline;
+mod control;
 mod packet;
+mod pin_dir;
 mod report;
 mod rounds;
 mod table;
@@ -50,6 +52,11 @@ enum Suite {
     Packet,
     /// Building and changing tables, and their memory.
     Table,
+    /// From an object to the tables in the maps: latency, start, memory, API writes (needs root).
+    Control,
+    /// An agent whose memory is measured: what `control` starts.
+    #[value(hide = true)]
+    ControlAgent,
 }
 
 /// How long to measure.
@@ -73,9 +80,16 @@ fn main() -> anyhow::Result<ExitCode> {
     } else {
         Length::Full
     };
+    if let Suite::ControlAgent = args.suite {
+        control::agent()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let (name, aims, outcome): (_, &[Aim], _) = match args.suite {
         Suite::Packet => ("packet/", packet::AIMS, packet::run(length, &args.only)?),
         Suite::Table => ("table/", table::AIMS, table::run(length, &args.only)?),
+        Suite::Control | Suite::ControlAgent => {
+            ("control/", control::AIMS, control::run(length, &args.only))
+        }
     };
     let report = Report::new(outcome.rows);
     println!("{}", report.table(aims));

@@ -1,20 +1,19 @@
 //! Changing a table that is installed: from the new `ServiceTable` to the stores in the kernel's maps.
 
-use std::fs;
-use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use lb_controller::api::service_table::ServiceTableSpec;
 use lb_controller::dataplane::bpf::{self, BpfDataplane};
 use lb_controller::dataplane::load::Sizes;
-use lb_controller::dataplane::{Capacity, Contents, Dataplane as _, pin};
+use lb_controller::dataplane::{Capacity, Contents, Dataplane as _};
 use lb_controller::model::installed::Installed;
 use lb_controller::model::op::Op;
 
 use super::objects::{service, view, with_replaced_pod};
 use super::wanted;
 use crate::Length;
+use crate::pin_dir::PinDir;
 use crate::report::Row;
 use crate::rounds::Samples;
 
@@ -23,26 +22,6 @@ const SLOTS: u16 = 1000;
 /// More than one slot per fifty rows, so the table gets another size.
 const GROWN: u16 = 1311;
 const GROWN_SIZE: u32 = 262_139;
-
-/// A BPF file system that is gone when this is.
-struct PinDir(PathBuf);
-
-impl PinDir {
-    fn make() -> anyhow::Result<Self> {
-        let dir = std::env::temp_dir().join(format!("bowline-bench-{}", std::process::id()));
-        fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-        pin::mount_bpffs(&dir).context("mount a BPF file system (this needs root)")?;
-        Ok(Self(dir))
-    }
-}
-
-impl Drop for PinDir {
-    fn drop(&mut self) {
-        // Nothing else can be done about it here, and the next run makes another.
-        let _ = pin::unmount_bpffs(&self.0);
-        let _ = fs::remove_dir(&self.0);
-    }
-}
 
 /// Maps in the kernel and what is known to be in them.
 struct Node {
@@ -56,7 +35,7 @@ impl Node {
             flows: 1024,
             ..Sizes::default()
         };
-        let (mut maps, _programs) = bpf::open(&dir.0.join("node"), &sizes)?;
+        let (mut maps, _programs) = bpf::open(&dir.path().join("node"), &sizes)?;
         let contents: Contents = maps.read()?;
         let capacity: Capacity = maps.capacity();
         let installed = Installed::from_contents(&contents, capacity, view());
