@@ -61,13 +61,17 @@ pub(in super::super) fn rollout(
     judge(policy, &load, &held, summary);
     // Every connection is at least three packets towards the VIP.
     let packets = after.packets.saturating_sub(before.packets);
+    let relayed = after.relayed.saturating_sub(before.relayed);
+    let held_back = after.held_back.saturating_sub(before.held_back);
     summary.note(
         "  all of it took our path",
         packets >= 3 * load.connections,
-        format!("{packets} packets counted by our programs"),
+        format!(
+            "our programs counted {packets} packets, passed {relayed} on, held {held_back} back"
+        ),
     );
-    summary.relayed += after.relayed.saturating_sub(before.relayed);
-    summary.held_back += after.held_back.saturating_sub(before.held_back);
+    summary.relayed += relayed;
+    summary.held_back += held_back;
     if policy != "Cluster" {
         world.apply(&objects::web("Cluster"))?;
         world.programmed("web")?;
