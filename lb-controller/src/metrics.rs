@@ -69,6 +69,8 @@ pub struct ManagerScrape {
     pub writes: u64,
     /// Files that wait to be written.
     pub writes_pending: usize,
+    /// Requests that failed; each is tried again.
+    pub writes_failed: u64,
     /// Events that could not be told.
     pub events_lost: u64,
     /// Whether it is the one that writes.
@@ -380,6 +382,7 @@ impl Collector for ManagerScrape {
             problems,
             writes,
             writes_pending,
+            writes_failed,
             events_lost,
             leading,
         } = self;
@@ -408,6 +411,11 @@ impl Collector for ManagerScrape {
             "bowline_writes",
             "Files written, or requests carried out",
             [(Vec::new(), *writes)],
+        )?;
+        families.counter(
+            "bowline_writes_failed",
+            "Requests to write that failed, each tried again",
+            [(Vec::new(), *writes_failed)],
         )?;
         families.gauge(
             "bowline_writes_pending",

@@ -24,6 +24,8 @@ pub(super) struct Found {
     pub(super) problems: Vec<Problem>,
     /// Writes done, and writes that wait.
     pub(super) writes: (u64, usize),
+    /// Writes that failed; each is tried again.
+    pub(super) writes_failed: u64,
     /// Events that could not be told.
     pub(super) events_lost: u64,
     /// Whether it is the one that writes.
@@ -77,6 +79,7 @@ impl Shared {
             problems,
             not_ready_because: reasons,
             writes: _,
+            writes_failed: _,
             events_lost: _,
             leading: _,
         } = self.get()?;
@@ -129,6 +132,7 @@ impl Answers for Shared {
                 problems: found.problems.len(),
                 writes: found.writes.0,
                 writes_pending: found.writes.1,
+                writes_failed: found.writes_failed,
                 events_lost: found.events_lost,
                 leading: found.leading,
             };

@@ -339,6 +339,7 @@ impl Shell {
             services: self.core.counts(),
             problems,
             writes: self.desk.writes(),
+            writes_failed: self.desk.failed(),
             events_lost: self.notes.lost(),
             leading: self.leading,
             not_ready_because: reasons,

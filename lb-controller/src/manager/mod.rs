@@ -200,6 +200,8 @@ async fn follow(
             services: core.core.counts(),
             problems,
             writes,
+            // What a file system refuses is among the problems.
+            writes_failed: 0,
             events_lost: 0,
             leading: true,
             not_ready_because: reasons,

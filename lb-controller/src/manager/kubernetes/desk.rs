@@ -291,6 +291,11 @@ impl Desk {
         problems.collect()
     }
 
+    /// Requests that failed; each is tried again.
+    pub(super) fn failed(&self) -> u64 {
+        self.failed
+    }
+
     /// Requests that succeeded, and Services that wait.
     pub(super) fn writes(&self) -> (u64, usize) {
         (self.written, self.dirty.union(&self.busy).count())
