@@ -45,9 +45,10 @@ pub(super) fn walk<F: Family, T: Tables<F>>(
     };
     candidates::of::<F, T>(tables, service, &work.subject.tuple, &mut work.list);
     let relay_off = tables.config().flags & config_flag::RELAY_OFF != 0;
-    // Nobody can tell a first datagram, and those are for pods of this node then.
+    // Nobody can tell a first datagram, and those are for pods of this node then. A closing flow's owner is here, and other
+    // nodes could not name it to pass its last packets back.
     let stays = service.flags & service_flag::LOCAL_POLICY != 0
-        && work.subject.tuple.proto == protocol::UDP;
+        && (closing || work.subject.tuple.proto == protocol::UDP);
     let mut i = 0;
     while i < PLACES {
         let id = work.list.ids[i];

@@ -219,6 +219,13 @@ fn local_elsewhere(cases: &mut Vec<Case>, net: Net) {
         .transmits(passed.around(&segment))
         .counts(&[Stat::Relayed]),
         xdp(
+            format!("policy Local, no other node is asked about a closing flow, {net:?}"),
+            local(Scene::current(L1, &[R2]).flow_with(L1, Proto::Tcp, 1, 1)),
+            frame(&segment),
+        )
+        .becomes(frame(&Proto::Tcp.packet(&net.ip_to(L1), POD_PORT)))
+        .counts(&[Stat::Known]),
+        xdp(
             format!("policy Local, another node asks for any pod of this one, {net:?}"),
             local(Scene::current(L1, &[R2]).flow(L2, Proto::Tcp).first(L2)),
             L1.sent_by(net, 2).around(&segment),
