@@ -68,10 +68,11 @@ impl Machine {
             ip(&format!("addr add 10.9.0.{number}/24 dev eth0"));
             ip(&format!("addr add 2001:db8:9::{number}/64 dev eth0 nodad"));
             ip("link set eth0 up");
-            // Whoever gets no answer shall notice sooner than after three seconds.
+            // Whoever gets no answer asks again soon, and does not give up while this machine is busy.
             for family in ["ipv4", "ipv6"] {
-                let path = format!("/proc/sys/net/{family}/neigh/eth0/retrans_time_ms");
-                std::fs::write(path, "200").unwrap();
+                let neigh = format!("/proc/sys/net/{family}/neigh/eth0");
+                std::fs::write(format!("{neigh}/retrans_time_ms"), "200").unwrap();
+                std::fs::write(format!("{neigh}/ucast_solicit"), "15").unwrap();
             }
         });
         machine
