@@ -223,7 +223,7 @@ const LABS: &[&[&str]] = &[
     &["run", "rollout", "--xdp-mode", "generic"],
     &["run", "rollout", "--no-relay"],
     &["run", "scale-2-5", "--no-relay"],
-    &["run", "target-port", "--no-relay"],
+    &["run", "selector", "--no-relay"],
 ];
 
 /// The short form of every suite.
