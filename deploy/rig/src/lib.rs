@@ -30,7 +30,7 @@ pub use binaries::Binaries;
 pub use cluster::Cluster;
 pub use control_plane::{ControlPlane, Controllers, Options};
 pub use credentials::User;
-pub use machine::Machine;
+pub use machine::{Machine, wait_until};
 
 /// Bytes as hexadecimal digits.
 fn hex(bytes: &[u8]) -> String {

@@ -20,8 +20,8 @@ pub(crate) const POLL: Duration = Duration::from_millis(50);
 /// Namespaces may take this long to appear, and processes to end.
 const BOOT_LIMIT: Duration = Duration::from_secs(15);
 
-/// Waits until `ready` says so.
-pub(crate) fn wait_until(
+/// Waits until `ready` says so, for `limit` at most; errors on the way count as "not yet", and the last one is told.
+pub fn wait_until(
     limit: Duration,
     what: &str,
     mut ready: impl FnMut() -> anyhow::Result<bool>,
@@ -344,4 +344,16 @@ pub(crate) fn check_here() -> anyhow::Result<()> {
     );
     ensure!(Path::new(ROOT).is_dir(), "there is no {ROOT}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_that_ends_in_vain_tells_what_for_and_why_not() {
+        let error = wait_until(Duration::ZERO, "rain", || Err(anyhow!("a clear sky"))).unwrap_err();
+        let text = format!("{error:#}");
+        assert_eq!(text, "gave up waiting for rain after 0 s: a clear sky");
+    }
 }

@@ -31,10 +31,14 @@ fn has(machine: &Machine, interface: &str) -> bool {
     test.status().is_ok_and(|status| status.success())
 }
 
+/// Attaches the program of an object to a port: port, object, section.
+const LOAD: &str =
+    "mount -t bpf bpf /sys/fs/bpf; exec ip -force link set dev $1 xdpdrv object $2 section $3";
+
 /// The switch and the router's address on it.
 pub(crate) fn switch(fabric: &Machine) -> anyhow::Result<()> {
     let object = fabric.directory().join(PASS);
-    std::fs::write(&object, pass::object())
+    std::fs::write(&object, pass::object()?)
         .with_context(|| format!("write {}", object.display()))?;
     if !has(fabric, plan::FABRIC) {
         // A bridge without a MAC address of its own takes the lowest of its ports, and neighbours lose the router.
@@ -68,15 +72,12 @@ pub(crate) fn node_cable(fabric: &Machine, node: &Machine, index: u8) -> anyhow:
         .args(["-K", port, "tx", "off"])
         .stdout(Stdio::null());
     must_run(&mut offloads)?;
-    let object = fabric.directory().join(PASS);
-    let object = object.display();
-    ip(
-        fabric,
-        &format!(
-            "-force link set dev {port} xdpdrv object {object} section {}",
-            pass::SECTION
-        ),
-    )?;
+    // `ip` makes directories in the BPF file system before it loads: in one that goes with the command.
+    let mut load = fabric.on_network("unshare");
+    load.args(["--mount", "sh", "-euc", LOAD, "sh", port])
+        .arg(fabric.directory().join(PASS))
+        .arg(pass::SECTION);
+    must_run(&mut load)?;
     let (four, six) = plan::node_addresses(index);
     end_of_cable(
         node,

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rig::Cluster;
@@ -87,7 +87,7 @@ impl World {
 
     /// Waits until all connections of a second succeed.
     pub(super) fn calm(&self, to: &[SocketAddr]) -> anyhow::Result<()> {
-        wait(
+        rig::wait_until(
             CALM_LIMIT,
             "a second in which every connection succeeds",
             || {
@@ -165,7 +165,7 @@ impl World {
     pub(super) fn must_announcer(&self, vip: IpAddr) -> anyhow::Result<u8> {
         let mut found = None;
         let what = format!("somebody to announce {vip}");
-        wait(Duration::from_secs(20), &what, || {
+        rig::wait_until(Duration::from_secs(20), &what, || {
             found = self.announcer(vip)?;
             Ok(found.is_some())
         })?;
@@ -174,7 +174,7 @@ impl World {
 
     /// Waits until every agent says that it is ready.
     pub(super) fn wait_for_agents(&self) -> anyhow::Result<()> {
-        wait(Duration::from_mins(2), "all agents to be ready", || {
+        rig::wait_until(Duration::from_mins(2), "all agents to be ready", || {
             let ready = self.metric("bowline_node_ready", "")?;
             Ok(ready >= u64::from(self.nodes))
         })
@@ -185,7 +185,7 @@ impl World {
         let get = format!("get servicetable {service} -o jsonpath={{.spec.version}}");
         let label = format!("service=\"default/{service}\"");
         let what = format!("every agent to have the table of {service}");
-        wait(Duration::from_secs(30), &what, || {
+        rig::wait_until(Duration::from_secs(30), &what, || {
             let newest: u64 = self.kubectl(&get)?.trim().parse().context("a version")?;
             let each = self.metric_of_each("bowline_service_table_version", &label)?;
             Ok(each.iter().all(|version| *version == newest))
@@ -219,30 +219,6 @@ fn sum_of(text: &str, name: &str, label: &str) -> u64 {
         .sum()
 }
 
-/// Waits until `ready` says so; errors on the way count as "not yet".
-pub(super) fn wait(
-    limit: Duration,
-    what: &str,
-    mut ready: impl FnMut() -> anyhow::Result<bool>,
-) -> anyhow::Result<()> {
-    let start = Instant::now();
-    loop {
-        let error = match ready() {
-            Ok(true) => return Ok(()),
-            Ok(false) => None,
-            Err(error) => Some(error),
-        };
-        if start.elapsed() > limit {
-            let what = format!("gave up waiting for {what} after {} s", limit.as_secs());
-            return Err(match error {
-                Some(error) => error.context(what),
-                None => anyhow::anyhow!(what),
-            });
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,15 +234,5 @@ mod tests {
         assert_eq!(sum_of(text, "a_total", "\"default/web\""), 7);
         assert_eq!(sum_of(text, "b", ""), 1);
         assert_eq!(sum_of(text, "c", ""), 0);
-    }
-
-    #[test]
-    fn a_wait_ends_with_what_it_waited_for_and_why_not() {
-        let error = wait(Duration::ZERO, "rain", || {
-            Err(anyhow::anyhow!("a clear sky"))
-        })
-        .unwrap_err();
-        let text = format!("{error:#}");
-        assert_eq!(text, "gave up waiting for rain after 0 s: a clear sky");
     }
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use super::super::objects::WEB;
 use super::super::summary::Summary;
-use super::super::world::{NAMESPACE, World, wait};
+use super::super::world::{NAMESPACE, World};
 use crate::process;
 
 /// Everything that the story made for itself: no finalizer, no table, no entry in a map stays.
@@ -21,7 +21,7 @@ pub(in super::super) fn remove(world: &World, summary: &mut Summary) -> anyhow::
     // A pod's own node remembers it while it lives: it may have connections.
     world.kubectl("delete deployment web stay --cascade=foreground --timeout=60s")?;
     let mut left = 0;
-    let empty = wait(Duration::from_secs(30), "empty maps", || {
+    let empty = rig::wait_until(Duration::from_secs(30), "empty maps", || {
         left = world.metric("bowline_map_entries", "")?;
         Ok(left == 0)
     });
