@@ -8,9 +8,11 @@
 //! This file moves bytes and time.
 
 mod desk;
+mod elect;
 mod events;
 pub mod lease;
 mod pools;
+mod secret;
 mod step;
 
 use std::net::IpAddr;
@@ -19,18 +21,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Secret, Service};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::PostParams;
+use k8s_openapi::api::core::v1::Service;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config};
+use kube::{Client, Config};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::desk::Desk;
 use self::events::Notes;
-use self::lease::{Candidate, PERIOD, STOP_BEFORE, Step};
 use super::answers::{Found, Shared};
 use super::core::{Core, Requests};
 use super::{SLEEP_MAX, tell};
@@ -39,7 +37,6 @@ use crate::api::file::{API_VERSION, Condition, ConditionStatus, Metadata, Servic
 use crate::source::index::{Event, Named};
 use crate::source::kubernetes::{EVENTS_MAX, Watches, follow, manager as wanted};
 use crate::source::parse::{Kind, Object, ObjectKey};
-use crate::source::secret::{ClusterSecrets, NAME as SECRET_NAME};
 
 /// Who we are to the API server.
 const FIELD_MANAGER: &str = "bowline-manager";
@@ -74,7 +71,7 @@ pub(super) async fn run(
     let (watches, mut tasks) = follow(&client, wanted(), &sender, stop);
     drop(sender);
     let (leads, until) = watch::channel(None);
-    tasks.spawn(elect(
+    tasks.spawn(elect::elect(
         client.clone(),
         namespace.clone(),
         identity.clone(),
@@ -261,7 +258,7 @@ impl Shell {
         }
         self.leading = true;
         tracing::info!("leads");
-        tokio::spawn(ensure_secret(self.client.clone(), self.namespace.clone()));
+        tokio::spawn(secret::ensure(self.client.clone(), self.namespace.clone()));
         let tables: Vec<_> = self.core.index().tables().cloned().collect();
         let services: Vec<_> = self.core.index().services().cloned().collect();
         for table in tables {
@@ -400,123 +397,4 @@ fn status_of(service: &Service) -> ServiceStatus {
             .collect(),
         problems: Vec::new(),
     }
-}
-
-/// Tries to lead for as long as we run, and says until when we do.
-async fn elect(
-    client: Client,
-    namespace: String,
-    identity: String,
-    leads: watch::Sender<Option<Instant>>,
-    stop: CancellationToken,
-) {
-    let leases = Api::<Lease>::namespaced(client, &namespace);
-    let mut candidate = Candidate::new(identity);
-    let mut told = String::new();
-    while !stop.is_cancelled() {
-        let began = Instant::now();
-        let attempt = Box::pin(attempt(&leases, &mut candidate, began));
-        let sentence = match tokio::time::timeout(STOP_BEFORE, attempt).await {
-            Ok(Ok(())) => String::new(),
-            Ok(Err(error)) => format!(
-                "the lease can not be had: {}",
-                crate::source::kubernetes::causes(&error)
-            ),
-            Err(_) => "the lease can not be had: the API server does not answer".to_owned(),
-        };
-        if sentence != told && !sentence.is_empty() {
-            tracing::warn!("{sentence}");
-        }
-        told = sentence;
-        let until = candidate.until();
-        leads.send_if_modified(|old| std::mem::replace(old, until) != until);
-        _ = stop.run_until_cancelled(tokio::time::sleep(PERIOD)).await;
-    }
-    // The next one need not wait.
-    leads.send_replace(None);
-    let release = async {
-        let lease = leases.get(lease::NAME).await.ok()?;
-        let spec = candidate.released(&lease)?;
-        let lease = Lease {
-            spec: Some(spec),
-            ..lease
-        };
-        leases
-            .replace(lease::NAME, &PostParams::default(), &lease)
-            .await
-            .ok()
-    };
-    _ = tokio::time::timeout(Duration::from_secs(1), Box::pin(release)).await;
-}
-
-async fn attempt(
-    leases: &Api<Lease>,
-    candidate: &mut Candidate,
-    began: Instant,
-) -> Result<(), kube::Error> {
-    let lease = leases.get_opt(lease::NAME).await?;
-    match candidate.step(lease.as_ref(), began, Timestamp::now()) {
-        Step::Wait => Ok(()),
-        Step::Create(spec) => {
-            let metadata = ObjectMeta {
-                name: Some(lease::NAME.to_owned()),
-                ..ObjectMeta::default()
-            };
-            leases
-                .create(
-                    &PostParams::default(),
-                    &Lease {
-                        metadata,
-                        spec: Some(spec),
-                    },
-                )
-                .await?;
-            candidate.written(began);
-            Ok(())
-        }
-        Step::Write(spec) => {
-            let lease = Lease {
-                spec: Some(spec),
-                ..lease.unwrap_or_default()
-            };
-            leases
-                .replace(lease::NAME, &PostParams::default(), &lease)
-                .await?;
-            candidate.written(began);
-            Ok(())
-        }
-    }
-}
-
-/// Makes the secrets of the cluster if there are none. Tried until it is so.
-async fn ensure_secret(client: Client, namespace: String) {
-    let secrets = Api::<Secret>::namespaced(client, &namespace);
-    let mut pause = Duration::from_millis(200);
-    loop {
-        match Box::pin(ensure_secret_once(&secrets)).await {
-            Ok(()) => return,
-            Err(error) => tracing::warn!(
-                "Secret {SECRET_NAME} can not be made or read: {error:#}; it is tried again"
-            ),
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(SLEEP_MAX);
-    }
-}
-
-async fn ensure_secret_once(secrets: &Api<Secret>) -> anyhow::Result<()> {
-    if let Some(secret) = secrets.get_opt(SECRET_NAME).await? {
-        ClusterSecrets::from_secret(&secret)?;
-        return Ok(());
-    }
-    let secret = ClusterSecrets::random()
-        .context("no random bytes")?
-        .to_secret();
-    match secrets.create(&PostParams::default(), &secret).await {
-        Ok(_) => tracing::info!("made the secrets of the cluster"),
-        // Another one was quicker.
-        Err(kube::Error::Api(status)) if status.code == 409 => {}
-        Err(error) => return Err(error.into()),
-    }
-    Ok(())
 }
