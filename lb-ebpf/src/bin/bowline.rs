@@ -11,6 +11,7 @@ use lb_ebpf::{back, path};
 
 mod maps;
 mod packets;
+mod parts;
 mod tables;
 
 use packets::{Outgoing, XdpFrame};
