@@ -33,19 +33,35 @@ pub(crate) fn cases() -> Vec<Case> {
 
 /// From the client to the VIP.
 fn sent_by_client(tag: u32, chunk: u8) -> Sctp {
-    Sctp::new(CLIENT_PORT, POD_PORT, tag, chunk, &value(CLIENT_TAG))
+    Sctp::new(CLIENT_PORT, POD_PORT, tag, chunk, &value(chunk, CLIENT_TAG))
 }
 
 /// From the pod to the client.
 fn sent_by_pod(chunk: u8) -> Sctp {
-    Sctp::new(POD_PORT, CLIENT_PORT, CLIENT_TAG, chunk, &value(POD_TAG))
+    Sctp::new(
+        POD_PORT,
+        CLIENT_PORT,
+        CLIENT_TAG,
+        chunk,
+        &value(chunk, POD_TAG),
+    )
 }
 
-/// Initiate tag, window, streams, first sequence number: what INIT and INIT ACK carry; to others it is any data.
-fn value(tag: u32) -> Vec<u8> {
-    [tag, 0x0001_0000, 0x000a_000a, 1]
-        .map(u32::to_be_bytes)
-        .concat()
+/// What a chunk carries. The sender wants to be called by a tag.
+fn value(chunk: u8, tag: u32) -> Vec<u8> {
+    let words: &[u32] = match chunk {
+        // Tag, window, streams, first sequence number.
+        INIT => &[tag, 0x0001_0000, 0x000a_000a, 1],
+        // The same, and a cookie as a parameter.
+        INIT_ACK => &[tag, 0x0001_0000, 0x000a_000a, 1, 0x0007_0008, 0xc00c_1e00],
+        // Sequence number, stream, kind of payload, payload.
+        DATA => &[1, 0, 0, 0x6461_7461],
+        COOKIE_ECHO => &[0xc00c_1e00],
+        // Up to where everything has come.
+        SHUTDOWN => &[1],
+        _ => &[],
+    };
+    words.iter().flat_map(|word| word.to_be_bytes()).collect()
 }
 
 fn balanced(cases: &mut Vec<Case>, net: Net) {
