@@ -7,12 +7,15 @@
 //!
 //! This file moves bytes and time.
 
+mod advertisements;
+mod conditions;
 mod desk;
 mod elect;
 mod events;
 pub mod lease;
 mod pools;
 mod secret;
+mod statuses;
 mod step;
 
 use std::net::IpAddr;
@@ -29,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::desk::Desk;
 use self::events::Notes;
+use self::statuses::Statuses;
 use super::answers::{Found, Shared};
 use super::core::{Core, Requests};
 use super::{SLEEP_MAX, tell};
@@ -82,7 +86,7 @@ pub(super) async fn run(
     let shell = Shell {
         core: Core::new(Requests::FromPools),
         desk: Desk::new(client.clone(), notes.clone()),
-        pools: pools::Pools::new(client.clone()),
+        statuses: Statuses::new(client.clone()),
         client,
         namespace,
         watches,
@@ -103,7 +107,7 @@ struct Shell {
     watches: Arc<Watches>,
     core: Core,
     desk: Desk,
-    pools: pools::Pools,
+    statuses: Statuses,
     /// Until when we lead.
     until: watch::Receiver<Option<Instant>>,
     /// The core has started as leader.
@@ -140,7 +144,7 @@ impl Shell {
                     self.desk.touch(write.named().clone());
                 }
                 self.desk.pump(&self.core, now);
-                self.pools.work(&self.core, now, wall);
+                self.statuses.work(&self.core, now, wall);
             }
             // All Services are looked through for it, so not after each event.
             if now >= self.tell_at {
@@ -154,6 +158,7 @@ impl Shell {
             let wake = [
                 self.core.next_wake(now, wall).filter(|_| self.leading),
                 self.desk.next_wake(),
+                self.statuses.next_wake().filter(|_| self.leading),
                 *self.until.borrow(),
             ];
             let wake = wake
@@ -325,6 +330,9 @@ impl Shell {
         }
         problems.extend(self.core.problems());
         problems.extend(self.desk.problems());
+        if self.leading {
+            problems.extend(advertisements::problems(self.core.index()));
+        }
         tell(&mut self.told, problems.clone());
         shared.set(Found {
             source: format!(
