@@ -190,8 +190,10 @@ async fn run(scale: Scale, changes: u32, dir: &PinDir) -> anyhow::Result<Found> 
     let user = User::service_account(SYSTEM, "bowline-manager");
     let options = manager::Options {
         manifests: None,
-        kubeconfig: Some(plane.kubeconfig(&user)?),
-        namespace: SYSTEM.to_owned(),
+        cluster: kubernetes::Cluster {
+            kubeconfig: Some(plane.kubeconfig(&user)?),
+            namespace: SYSTEM.to_owned(),
+        },
         identity: Some("bench".to_owned()),
         metrics_listen: None,
         admin_socket: None,

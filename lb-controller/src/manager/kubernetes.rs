@@ -22,11 +22,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -48,20 +46,6 @@ const FIELD_MANAGER: &str = "bowline-manager";
 const TELL_PERIOD: Duration = Duration::from_millis(500);
 /// Events taken at once before anything else is done.
 const BATCH_MAX: usize = 1024;
-
-/// A client: of a file, else of the cluster that we run in, else as `kubectl` has it.
-pub async fn client(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<Client> {
-    let config = match kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path).with_context(|| path.display().to_string())?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?
-        }
-        None => Config::infer()
-            .await
-            .context("no cluster is known; run in a pod, or give --kubeconfig or --manifests")?,
-    };
-    Ok(Client::try_from(config)?)
-}
 
 /// Runs until stopped.
 pub(super) async fn run(
