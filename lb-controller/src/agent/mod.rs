@@ -433,11 +433,6 @@ impl Shell {
     }
 }
 
-/// Removes all programs and maps of a pin directory.
-pub fn detach(pin_dir: &Path) -> anyhow::Result<()> {
-    Ok(attach::detach(pin_dir)?)
-}
-
 /// Prints what the verifier says: one line per program.
 #[expect(clippy::print_stdout, reason = "printing is what the command is for")]
 pub fn verify() -> anyhow::Result<()> {
