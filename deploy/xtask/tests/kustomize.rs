@@ -82,7 +82,10 @@ async fn uninstalling_changes_what_agents_do_and_nothing_of_what_they_may() {
         serde_json::from_str::<Value>(&text).unwrap()["spec"].take()
     };
     // Whoever owns the fields, and whatever somebody has changed since.
-    for how in [&["apply"][..], &["apply", "--server-side"]] {
+    for how in [
+        &["apply"][..],
+        &["apply", "--server-side", "--force-conflicts"],
+    ] {
         kubectl(&plane, &[how, &["-k", &directory]].concat());
         let own = json!({ "spec": { "template": { "spec": {
             "nodeSelector": { "rack": "one" },
@@ -108,6 +111,6 @@ async fn uninstalling_changes_what_agents_do_and_nothing_of_what_they_may() {
         ready.insert("exec".to_owned(), json!({ "command": check }));
         ready.insert("timeoutSeconds".to_owned(), json!(5));
         assert_eq!(spec(), expected, "{how:?}");
-        agents(&plane, &["delete"], &["--cascade=orphan"]);
+        agents(&plane, &["delete"], &[]);
     }
 }
