@@ -113,7 +113,11 @@ impl Frame {
                 40
             }
         };
-        let sum = checksum(transport_sum(&bytes[..frame.len]));
+        // Of UDP, a zero says that there is no checksum (RFC 768).
+        let sum = match (segment.transport, checksum(transport_sum(&bytes[..frame.len]))) {
+            (Transport::Udp, 0) => u16::MAX,
+            (Transport::Udp | Transport::Tcp, sum) => sum,
+        };
         bytes[checksum_at..checksum_at + 2].copy_from_slice(&sum.to_be_bytes());
         frame
     }
@@ -177,7 +181,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, FrameError> {
     };
     let len = bytes.len().checked_sub(TRANSPORT_AT + header);
     let len = len.ok_or(malformed)? as u16;
-    if checksum(transport_sum(bytes)) != 0 {
+    let has_none = transport == Transport::Udp && bytes[40..42] == [0, 0];
+    if !has_none && checksum(transport_sum(bytes)) != 0 {
         return Err(FrameError::Checksum("TCP or UDP"));
     }
     let address =
@@ -267,6 +272,29 @@ mod tests {
             let error = parse(&broken).unwrap_err();
             assert_eq!(error, FrameError::Checksum("TCP or UDP"));
         }
+    }
+
+    #[test]
+    fn datagrams_never_look_as_if_they_had_no_checksum() {
+        let vip = (Ipv4Addr::new(203, 0, 113, 1), 53);
+        let datagram = |seq| Segment {
+            flow: FlowId(1),
+            service: ServiceId(0),
+            transport: Transport::Udp,
+            seq,
+            ack: 0,
+            flags: 0,
+            len: 6,
+        };
+        let frames = (0..=u32::from(u16::MAX))
+            .map(|seq| Frame::new(&datagram(seq), client(FlowId(1)), vip));
+        let mut all_ones = 0;
+        for frame in frames {
+            assert_ne!(frame.bytes()[40..42], [0, 0]);
+            all_ones += u32::from(frame.bytes()[40..42] == [0xff, 0xff]);
+            parse(frame.bytes()).unwrap();
+        }
+        assert!(all_ones > 0, "no datagram had the checksum that this is about");
     }
 
     #[test]
