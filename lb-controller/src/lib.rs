@@ -20,3 +20,4 @@ pub mod metrics;
 pub mod model;
 pub mod serve;
 pub mod source;
+pub mod uninstall;

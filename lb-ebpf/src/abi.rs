@@ -495,7 +495,7 @@ pub struct HalfOpen<A> {
     pub mark: u8,
     /// Identity of the pod and port.
     pub identity: u32,
-    /// Sequence numbers of the last two different SYN-ACKs, newest first.
+    /// Sequence numbers of the last two different SYN-ACKs, newest first; of SCTP the tags that INIT ACKs have asked for.
     pub isn: [u32; 2],
     /// Highest sequence number that left the pod, plus one for the SYN.
     pub high: u32,

@@ -80,7 +80,7 @@ pub fn know<F: Family, T: Tables<F>>(
         if is_closing(flow) {
             return Knowledge::Closing;
         }
-        let ends = flow_ends(subject.tcp_flags);
+        let ends = flow_ends(subject.flags);
         if ends != 0 {
             flow.client |= ends;
         }
@@ -117,11 +117,13 @@ fn know_half_open<F: Family, T: Tables<F>>(
         if half_open.vip != vip || half_open.vip_port != vip_port {
             return Knowledge::InUse;
         }
-        if subject.tuple.proto == protocol::TCP
-            && subject.kind == Kind::Packet
-            && subject.tcp_flags & tcp_flag::ACK != 0
-        {
-            acknowledged = acknowledges(half_open, subject.ack);
+        // SCTP's reset may reflect the sender's own tag (RFC 9260, section 8.5.1), so an ABORT answers nothing.
+        if subject.kind == Kind::Packet && subject.flags & tcp_flag::ACK != 0 {
+            acknowledged = if subject.tuple.proto == protocol::SCTP {
+                carries_tag(half_open, subject.ack)
+            } else {
+                acknowledges(half_open, subject.ack)
+            };
             if !acknowledged {
                 return Knowledge::Unknown;
             }
@@ -133,7 +135,7 @@ fn know_half_open<F: Family, T: Tables<F>>(
         Knowledge::Known
     });
     if acknowledged {
-        let client = flow_ends(subject.tcp_flags);
+        let client = flow_ends(subject.flags);
         *flow = Flow {
             seen: tick,
             vip,
@@ -171,6 +173,14 @@ fn acknowledges<A>(half_open: &HalfOpen<A>, ack: u32) -> bool {
     newest || older
 }
 
+/// Whether a verification tag is the one that one of the INIT ACKs has asked for (RFC 9260, section 8.5).
+#[inline(always)]
+fn carries_tag<A>(half_open: &HalfOpen<A>, tag: u32) -> bool {
+    let newest = half_open.answers > 0 && tag == half_open.isn[0];
+    let older = half_open.answers > 1 && tag == half_open.isn[1];
+    newest || older
+}
+
 /// Both sides have sent FIN, or one has reset the connection.
 #[inline(always)]
 pub const fn is_closing<A>(flow: &Flow<A>) -> bool {
@@ -179,13 +189,13 @@ pub const fn is_closing<A>(flow: &Flow<A>) -> bool {
 
 /// The bits that a segment's flags set on its sender's side of a flow.
 #[inline(always)]
-pub const fn flow_ends(tcp_flags: u8) -> u8 {
-    let fin = if tcp_flags & tcp_flag::FIN != 0 {
+pub const fn flow_ends(flags: u8) -> u8 {
+    let fin = if flags & tcp_flag::FIN != 0 {
         flow_state::FIN
     } else {
         0
     };
-    let rst = if tcp_flags & tcp_flag::RST != 0 {
+    let rst = if flags & tcp_flag::RST != 0 {
         flow_state::RST
     } else {
         0

@@ -1,35 +1,31 @@
 //! Packets of flows that nobody here knows: the candidates are asked in turn, and what no one claims is held back.
 
-use super::admit::admit;
 use super::know::{Knowledge, know};
-use super::{Step, Work, service_of};
+use super::{Scratch, Work, service_of};
 use crate::abi::{
-    DropReason, HOLD_BACK_MAX_NS, HOLD_BACK_MIN_NS, STAMP_FRESH_NS, ServiceEntry, Stat,
-    backend_flag, config_flag, mark, service_flag,
+    DropReason, HOLD_BACK_MAX_NS, HOLD_BACK_MIN_NS, STAMP_FRESH_NS, Stat, backend_flag,
+    config_flag, mark, service_flag,
 };
 use crate::balance;
 use crate::candidates::{self, PLACES};
-use crate::decap::Arrival;
 use crate::encap::Asked;
 use crate::family::Family;
 use crate::subject::{Kind, Subject};
 use crate::tables::Tables;
+use crate::verdict::Verdict;
 use crate::wire::{protocol, tcp_flag};
 
 /// Nobody here knows the flow, or only as closing: ask the other candidates, those of this node in place, the first of
 /// another node by passing the packet on.
-#[inline(never)]
-pub(super) fn walk<F: Family, T: Tables<F>>(
-    tables: T,
-    arrival: &mut Arrival,
-    work: &mut Work<F::Addr>,
-    closing: bool,
-    now_ns: u64,
-) -> Step {
+#[inline(always)]
+pub(crate) fn walk<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) -> Verdict {
+    let (arrival, work) = F::work(scratch);
+    let now_ns = tables.now_ns();
+    let closing = work.knowledge == Knowledge::Closing;
     let named = work.target;
     let asked = &mut arrival.asked;
     if closing && asked.is_full() {
-        return Step::DELIVER;
+        return Verdict::DELIVER;
     }
     work.closing_at = u32::from(arrival.mark >> mark::CLOSING_SHIFT & mark::CLOSING_MASK);
     asked.push(arrival.identity);
@@ -38,7 +34,7 @@ pub(super) fn walk<F: Family, T: Tables<F>>(
     }
     let Some(service) = service_of::<F, T>(&tables, &work.subject) else {
         return if closing {
-            Step::DELIVER
+            Verdict::DELIVER
         } else {
             DropReason::NoSuchPod.into()
         };
@@ -69,13 +65,13 @@ pub(super) fn walk<F: Family, T: Tables<F>>(
         if !is_here {
             work.target.backend = id;
             work.target.mark = (work.closing_at as u8) << mark::CLOSING_SHIFT;
-            return Step::RELAY;
+            return Verdict::RELAY;
         }
         asked.push(backend.identity);
         tables.count(Stat::AskedInPlace);
         work.target.aim::<F>(backend);
         match know::<F, T>(tables, work, now_ns) {
-            Knowledge::Known => return Step::DELIVER,
+            Knowledge::Known => return Verdict::DELIVER,
             Knowledge::Closing if work.closing_at == 0 => work.closing_at = asked.len(),
             Knowledge::Closing | Knowledge::InUse | Knowledge::Unknown => {}
         }
@@ -84,11 +80,11 @@ pub(super) fn walk<F: Family, T: Tables<F>>(
         if asked.get(work.closing_at) == Some(named.identity) {
             // This node's own pod, whether or not its tables still name it.
             work.target = named;
-            return Step::DELIVER;
+            return Verdict::DELIVER;
         }
         return back_to_closing::<F, T>(tables, asked, work);
     }
-    nobody::<F, T>(tables, service, work, now_ns)
+    Verdict::NOBODY
 }
 
 /// A walk that found a closing owner and nobody else ends at that owner.
@@ -97,7 +93,7 @@ fn back_to_closing<F: Family, T: Tables<F>>(
     tables: T,
     asked: &Asked,
     work: &mut Work<F::Addr>,
-) -> Step {
+) -> Verdict {
     let Work {
         target,
         list,
@@ -119,28 +115,27 @@ fn back_to_closing<F: Family, T: Tables<F>>(
         if backend.flags & backend_flag::LOCAL == 0 {
             target.backend = id;
             target.mark = (closing_at as u8) << mark::CLOSING_SHIFT;
-            return Step::RELAY;
+            return Verdict::RELAY;
         }
         target.aim::<F>(backend);
-        return Step::DELIVER;
+        return Verdict::DELIVER;
     }
     DropReason::NoSuchPod.into()
 }
 
-/// Nobody is left: a new UDP flow, or a TCP packet to hold back.
+/// Nobody is left: a new UDP flow, or a packet of TCP or SCTP to hold back.
 #[inline(always)]
-fn nobody<F: Family, T: Tables<F>>(
-    tables: T,
-    service: &ServiceEntry,
-    work: &mut Work<F::Addr>,
-    now_ns: u64,
-) -> Step {
+pub(crate) fn nobody<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) -> Verdict {
+    let (_, work) = F::work(scratch);
     let Work {
         subject,
         target,
         list,
         ..
     } = work;
+    let Some(service) = service_of::<F, T>(&tables, subject) else {
+        return DropReason::NoSuchPod.into();
+    };
     let current = list.current();
     if subject.kind == Kind::IcmpError {
         return DropReason::IcmpUnknownFlow.into();
@@ -148,8 +143,8 @@ fn nobody<F: Family, T: Tables<F>>(
     if current == 0 {
         return balance::nobody(service).into();
     }
-    if subject.tuple.proto == protocol::TCP
-        && let Err(reason) = second_sight::<F, T>(tables, subject, now_ns)
+    if subject.tuple.proto != protocol::UDP
+        && let Err(reason) = second_sight::<F, T>(tables, subject, tables.now_ns())
     {
         return reason.into();
     }
@@ -159,13 +154,13 @@ fn nobody<F: Family, T: Tables<F>>(
     target.mark = mark::ADMIT;
     if backend.flags & backend_flag::LOCAL == 0 {
         target.backend = current;
-        return Step::RELAY;
+        return Verdict::RELAY;
     }
     target.aim::<F>(backend);
-    admit::<F, T>(tables, work, now_ns)
+    Verdict::ADMIT
 }
 
-/// Whether a TCP packet that nobody knows may be delivered: at its second sight within one fresh period.
+/// Whether a packet that nobody knows may be delivered: at its second sight within one fresh period.
 #[inline(always)]
 fn second_sight<F: Family, T: Tables<F>>(
     tables: T,
@@ -173,7 +168,7 @@ fn second_sight<F: Family, T: Tables<F>>(
     now_ns: u64,
 ) -> Result<(), DropReason> {
     // A reset needs no answer, and whoever is meant has none to give.
-    if subject.tcp_flags & tcp_flag::RST != 0 {
+    if subject.flags & tcp_flag::RST != 0 {
         return Err(DropReason::HeldBack);
     }
     let stamp = tables.stamp();

@@ -14,7 +14,9 @@ use crate::abi::{
     ServiceEntry, ServiceKey4, ServiceKey6, Set, Slot, SourceKey, SourceRange, Stamp, Stat, Tuple,
 };
 use crate::family::{Family, V4, V6};
+use crate::frame::Frame;
 use crate::own::Scratch;
+use crate::parts::Parts;
 use crate::wire::{Addr6, Be32};
 
 /// The tables of one family.
@@ -300,3 +302,5 @@ macro_rules! tables {
 
 tables!(V4, v4);
 tables!(V6, v6);
+
+impl<X: Frame> Parts<X> for &Memory {}

@@ -465,12 +465,10 @@ fn not_ours(cases: &mut Vec<Case>) {
             format!("geneve to another address, {net:?}"),
             geneve.frame(&other),
         );
-        let sctp = net
-            .ip()
-            .around(132, &[0, 80, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let udp_lite = net.ip().around(136, &[0, 80, 0, 80, 0, 8, 0, 0]);
         untouched(
             format!("another protocol to the vip, {net:?}"),
-            frame(&sctp),
+            frame(&udp_lite),
         );
     }
     let other = Ip {

@@ -7,6 +7,7 @@ mod neighbour;
 mod owner;
 mod policy;
 mod relay;
+mod sctp;
 mod shapes;
 
 use lb_ebpf::abi::{DropReason, Stat};
@@ -28,6 +29,7 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<Case>)> {
         ("neighbour", neighbour::cases()),
         ("policy", policy::cases()),
         ("back", back::cases()),
+        ("sctp", sctp::cases()),
     ]
 }
 
