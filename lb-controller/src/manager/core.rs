@@ -17,6 +17,7 @@ use crate::admin::{Problem, ServiceCounts};
 use crate::api::file::ServiceStatus;
 use crate::api::service_table::ServiceTableSpec;
 use crate::model::assign::{self, Memory};
+use crate::model::retire::{self, Retired};
 use crate::model::service::Service;
 use crate::source::files::Unknown;
 use crate::source::index::{Event, Index, Named};
@@ -78,6 +79,10 @@ pub(super) struct State {
     /// Its status, as last wanted.
     status: Option<ServiceStatus>,
     memory: Memory,
+    /// History that leaves with the next table.
+    retired: Retired,
+    /// Why history should leave.
+    retirement: Option<retire::Wanted>,
     /// When to look at it again because something changed …
     due: Option<Instant>,
     /// … or because time passes.
@@ -211,6 +216,22 @@ impl Core {
         }
     }
 
+    /// Writes a Service's next table without history that was handed off. Comes straight from the retirement that has seen the
+    /// last table written: no other may be written in between.
+    pub fn retire(&mut self, named: &Named, retired: Retired, now: Instant) {
+        if let Some(state) = self.services.get_mut(named) {
+            state.retired = retired;
+            self.mark(named, now);
+        }
+    }
+
+    /// Services whose history should be retired, why, and the last tables written.
+    pub fn retirements(&self) -> impl Iterator<Item = (&Named, retire::Wanted, &ServiceTableSpec)> {
+        self.services
+            .iter()
+            .filter_map(|(named, state)| Some((named, state.retirement?, state.table.as_ref()?)))
+    }
+
     /// Wants a Service looked at, no sooner than its table may be written.
     fn mark(&mut self, named: &Named, now: Instant) {
         if let Some(state) = self.services.get_mut(named) {
@@ -330,9 +351,11 @@ impl Core {
             service,
             &slices,
             &view,
+            &std::mem::take(&mut state.retired),
             &mut state.memory,
             wall,
         );
+        state.retirement = assigned.retirement;
         state.deadline = assigned.deadline;
         if let Some(deadline) = state.deadline {
             self.deadlines.insert((deadline, named.clone()));
