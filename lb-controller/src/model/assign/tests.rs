@@ -151,7 +151,8 @@ fn an_endpoint_without_a_pod_lingers_an_hour() {
     manager.assign(0, "@1 b");
     let assigned = manager.assign(10, "b");
     assert_eq!(assigned.table.unwrap().pods.len(), 3, "one per family");
-    let assigned = manager.assign(100, "b");
+    manager.assign(100, "b");
+    let assigned = manager.assign(400, "b");
     assert_eq!(assigned.deadline.map(Timestamp::as_second), Some(3610));
     assert_eq!(assigned.table.unwrap().pods.len(), 3, "one per family");
     assert_eq!(manager.assign(3610, "b").table.unwrap().pods.len(), 1);

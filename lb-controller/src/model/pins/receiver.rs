@@ -57,7 +57,7 @@ pub enum Refusal {
 }
 
 /// All pins at one balancer.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Receiver {
     writers: BTreeMap<Arc<str>, Source>,
     /// By flow, newest first, each writer once.
@@ -66,13 +66,13 @@ pub struct Receiver {
 }
 
 /// Who owns a flow, as its writer says.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Owner {
     writer: Arc<str>,
     pinned: Pinned,
 }
 
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 struct Source {
     position: Option<Position>,
     /// Flows that name this writer's pods.
@@ -81,7 +81,7 @@ struct Source {
     staged: Option<Staged>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Staged {
     position: Position,
     pins: BTreeMap<FlowKey, PinnedPod>,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Change, FlowKey, Incarnation, LOG_MAX, Message, PINS_MAX, PinnedPod, Position, Seq};
 
 /// The pins of one node and the log of their changes.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Writer {
     incarnation: Incarnation,
     pins: BTreeMap<FlowKey, PinnedPod>,
@@ -38,7 +38,7 @@ pub enum Batch {
 }
 
 /// All pins of a writer at a position.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Snapshot {
     /// The position.
     pub position: Position,
