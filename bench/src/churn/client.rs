@@ -135,7 +135,7 @@ impl Client {
         seed: u64,
         now: Nanos,
     ) -> (Self, Act) {
-        let mut dice = Dice::of(seed, Purpose::Client, u64::from(flow.0));
+        let mut dice = Dice::of(seed ^ now, Purpose::Client, u64::from(flow.0));
         let mut client = Self {
             flow,
             service,

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lb_controller::api::service_table::ServiceTableSpec;
 use lb_controller::model::assign::{self, Assigned, Memory};
+use lb_controller::model::retire::Retired;
 
 use super::api::Api;
 use super::queue::{Nanos, SECOND};
@@ -48,11 +49,13 @@ impl Manager {
                 changed,
                 deadline,
                 problems: _,
+                retirement: _,
             } = assign::assign(
                 self.tables.get(at),
                 &service.checked,
                 &[&slice],
                 api,
+                &Retired::default(),
                 &mut state.memory,
                 timestamp(now),
             );

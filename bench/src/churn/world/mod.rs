@@ -50,6 +50,8 @@ pub(super) struct Ran {
 enum Event {
     /// The flow with this number begins.
     Begin(u32),
+    /// Another flow with the addresses and ports of one that has closed.
+    Reopen(FlowId),
     /// A client's time has come.
     Wake(FlowId),
     /// A client's segment reaches a node.
@@ -170,6 +172,7 @@ impl<'a> World<'a> {
         while let Some(event) = self.queue.next() {
             match event {
                 Event::Begin(number) => self.begin(number)?,
+                Event::Reopen(flow) => self.open(flow)?,
                 Event::Wake(flow) => self.wake(flow)?,
                 Event::Enter(node, segment) => self.enter(node, &segment)?,
                 Event::Arrive(node, flow, packet) => self.arrive(node, flow, &packet)?,

@@ -6,7 +6,7 @@ use crate::churn::client::{Act, Client, End, Manner};
 use crate::churn::dice::{Dice, Purpose};
 use crate::churn::oracle::Broken;
 use crate::churn::pod;
-use crate::churn::queue::{MS, Nanos};
+use crate::churn::queue::{MS, Nanos, SECOND};
 use crate::churn::schemes::Outcome;
 use crate::churn::segment::{FlowId, Segment, ServiceId, Transport};
 use crate::churn::wire::{NodeId, Place};
@@ -18,6 +18,10 @@ const LATE: u64 = 10_000;
 const LATE_MAX: Nanos = 4 * MS;
 /// From a client to the router, least and most.
 const WAY: (Nanos, Nanos) = (2 * MS, 15 * MS);
+/// Closed flows that another follows with the same addresses and ports, of a million, and how much later: as soon as
+/// clients do that (`net.ipv4.tcp_tw_reuse`).
+const REOPENED: u64 = 50_000;
+const REOPEN_AFTER: (Nanos, Nanos) = (SECOND, 10 * SECOND);
 /// Between nodes, and from the router to a node.
 const HOP: (Nanos, Nanos) = (30_000, 150_000);
 
@@ -34,12 +38,18 @@ impl World<'_> {
         if !self.case.only.is_empty() && !self.case.only.contains(&flow) {
             return Ok(());
         }
-        let mut dice = Dice::of(self.case.seed, Purpose::Flow, u64::from(number));
+        self.open(flow)
+    }
+
+    /// A client opens a flow: the first with its addresses and ports, or one after another has closed.
+    pub(super) fn open(&mut self, flow: FlowId) -> anyhow::Result<()> {
+        let number = u64::from(flow.0);
+        let mut dice = Dice::of(self.case.seed, Purpose::Flow, number);
         let (service, transport) = self.service_of(&mut dice);
         let manner = self.manner_of(&mut dice, transport);
         let now = self.queue.now();
         let (client, act) = Client::open((flow, service, transport), manner, self.case.seed, now);
-        let mut dice = Dice::of(self.case.seed, Purpose::Network, u64::from(number));
+        let mut dice = Dice::of(self.case.seed ^ now, Purpose::Network, number);
         let way = dice.between(WAY.0, WAY.1);
         self.flows.insert(
             flow,
@@ -134,6 +144,11 @@ impl World<'_> {
         let owner = flow.client.owner();
         let owner_died = owner.is_some_and(|owner| !self.api.pod(owner).lives);
         let at = self.queue.now();
+        let mut dice = flow.dice;
+        if how == End::Closed && at < self.case.script.arrivals && dice.chance(REOPENED) {
+            let pause = dice.between(REOPEN_AFTER.0, REOPEN_AFTER.1);
+            self.queue.after(pause, Event::Reopen(id));
+        }
         self.tally.note(
             Broken {
                 flow: id,
