@@ -72,8 +72,11 @@ impl<'a> Bowline<'a> {
             let flow = wire::flow(parsed.to).context("a packet to nobody came out")?;
             return Ok(Outcome::Client(parsed.segment(flow, ServiceId(0))));
         }
-        let flow = wire::flow(parsed.from).context("a packet of nobody came out")?;
-        Ok(Outcome::Pod(parsed.to, parsed.segment(flow, ServiceId(0))))
+        // What passes without being a client's is the encapsulation of a node that is no peer (yet).
+        Ok(match wire::flow(parsed.from) {
+            Some(flow) => Outcome::Pod(parsed.to, parsed.segment(flow, ServiceId(0))),
+            None => Outcome::Nothing,
+        })
     }
 
     fn remove(&mut self, node: NodeId) -> anyhow::Result<()> {

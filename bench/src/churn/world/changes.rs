@@ -22,8 +22,8 @@ const NODE_LOST: Nanos = 40 * SECOND;
 const ANNOUNCE: (Nanos, Nanos) = (4 * SECOND, 6 * SECOND);
 /// How long an agent is away.
 const RESTART: (Nanos, Nanos) = (SECOND, 4 * SECOND);
-/// How long a partition lasts, and until it is noticed.
-const PARTITION: (Nanos, Nanos) = (10 * SECOND, 25 * SECOND);
+/// How long a partition lasts: longer than a flow may be silent, now and then.
+const PARTITION: (Nanos, Nanos) = (10 * SECOND, 60 * SECOND);
 /// How long a node is taken for dead that is not.
 const SUSPECTED: (Nanos, Nanos) = (SECOND, 5 * SECOND);
 /// Weights are up to this.
