@@ -13,6 +13,7 @@
 //! (20,000 pods) the object is larger than an API server takes; splitting it into numbered parts comes with the
 //! Kubernetes source. A manifest directory has no such limit.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -58,6 +59,22 @@ pub struct ServiceTableSpec {
     /// Ports by the set of pods that they share.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<Group>,
+    /// By name of a node that has handed flows off: how far its pins must be known before this version is applied. Only
+    /// grows while the Node object exists.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub watermarks: BTreeMap<String, Watermark>,
+}
+
+/// How far a node's pins must be known.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(deny_unknown_fields)]
+pub struct Watermark {
+    /// The start of its agent, in milliseconds since 1970.
+    pub incarnation: u64,
+    /// Number of its last change of pins that counts.
+    pub seq: u64,
 }
 
 /// A pod, or an endpoint that is none.
@@ -323,6 +340,15 @@ mod tests {
                 .collect(),
             pods: pods.collect(),
             groups: vec![group(Family::IPv4), group(Family::IPv6)],
+            watermarks: (0..1000)
+                .map(|n| {
+                    let watermark = Watermark {
+                        incarnation: 1_800_000_000_000 + n,
+                        seq: 1_000_000 + n,
+                    };
+                    (format!("node-{n}.example.internal"), watermark)
+                })
+                .collect(),
         }
     }
 

@@ -16,6 +16,7 @@ use crate::admin::{Problem, ServiceCounts};
 use crate::api::file::ServiceStatus;
 use crate::api::service_table::ServiceTableSpec;
 use crate::model::assign::Memory;
+use crate::model::retire::{self, Retired};
 use crate::model::service::Service;
 use crate::source::files::Unknown;
 use crate::source::index::{Event, Index, Named};
@@ -73,6 +74,10 @@ pub(super) struct State {
     /// Its status, as last wanted.
     status: Option<ServiceStatus>,
     memory: Memory,
+    /// History that leaves with the next table.
+    retired: Retired,
+    /// Why history should leave.
+    retirement: Option<retire::Wanted>,
     /// When to look at it again because something changed …
     due: Option<Instant>,
     /// … or because time passes.
@@ -204,6 +209,22 @@ impl Core {
         for named in all {
             self.mark(&named, now);
         }
+    }
+
+    /// Writes a Service's next table without history that was handed off. Comes straight from the retirement that has seen the
+    /// last table written: no other may be written in between.
+    pub fn retire(&mut self, named: &Named, retired: Retired, now: Instant) {
+        if let Some(state) = self.services.get_mut(named) {
+            state.retired = retired;
+            self.mark(named, now);
+        }
+    }
+
+    /// Services whose history should be retired, why, and the last tables written.
+    pub fn retirements(&self) -> impl Iterator<Item = (&Named, retire::Wanted, &ServiceTableSpec)> {
+        self.services
+            .iter()
+            .filter_map(|(named, state)| Some((named, state.retirement?, state.table.as_ref()?)))
     }
 
     /// Wants a Service looked at, no sooner than its table may be written.

@@ -11,14 +11,18 @@ use super::assignment::{self, Input, Outcome, Waiting};
 use super::candidate::Candidate;
 use super::endpoint::{Cluster, Endpoint, Endpoints, is_alive};
 use super::problem::{Fault, Ports, Problem};
+use super::retire::{Retired, Wanted};
 use super::service::Service;
 use super::shape::Weight;
 use super::slot::Slots;
 use super::table::{self, Group};
-use crate::api::service_table::{Family, Port, ServiceTableSpec, TrafficPolicy};
+use crate::api::service_table::{Family, Port, ServiceTableSpec, TrafficPolicy, Watermark};
 
 /// How long an endpoint without a pod is remembered after it has left all slices: nobody reports its death.
 pub const PODLESS_LINGER: SignedDuration = SignedDuration::from_hours(1);
+
+/// How long a table stays as it is before its history is retired though nothing waits for that.
+pub const QUIET: SignedDuration = SignedDuration::from_mins(5);
 
 /// What the manager keeps per Service in its process. Losing it only makes waits start again.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -27,6 +31,8 @@ pub struct Memory {
     waiting: BTreeMap<(Family, Port), Waiting>,
     /// Endpoints without a pod that have left all slices, and since when.
     gone: BTreeMap<Arc<str>, Timestamp>,
+    /// When the table has changed last.
+    changed: Option<Timestamp>,
 }
 
 /// The next table of a Service.
@@ -40,14 +46,18 @@ pub struct Assigned {
     pub problems: Vec<Problem>,
     /// When the same objects may give another table: call again then.
     pub deadline: Option<Timestamp>,
+    /// Why history should be retired, if it should.
+    pub retirement: Option<Wanted>,
 }
 
-/// Computes the next table. The version is one more than the last one's if anything else changed.
+/// Computes the next table. The version is one more than the last one's if anything else changed. What is retired leaves
+/// first, and makes place for what has waited.
 pub fn assign(
     last: Option<&ServiceTableSpec>,
     service: &Service,
     slices: &[&EndpointSlice],
     cluster: &dyn Cluster,
+    retired: &Retired,
     memory: &mut Memory,
     now: Timestamp,
 ) -> Assigned {
@@ -59,6 +69,7 @@ pub fn assign(
             changed,
             problems,
             deadline: None,
+            retirement: None,
         };
     }
     let last = last.filter(|last| last.service_uid == service.uid);
@@ -69,7 +80,9 @@ pub fn assign(
     });
     let endpoints = Endpoints::merge(service, slices, cluster);
     problems.extend(endpoints.problems.iter().cloned());
-    let mut groups = regroup(&groups.unwrap_or_default(), service, &endpoints);
+    let mut groups = groups.unwrap_or_default();
+    retired.take_out(&mut groups);
+    let mut groups = regroup(&groups, service, &endpoints);
     let mut next = Next {
         service,
         endpoints: &endpoints,
@@ -77,6 +90,7 @@ pub fn assign(
         now,
         problems,
         deadline: None,
+        retirement: None,
     };
     next.remember_gone(&groups, memory);
     memory.waiting.retain(|(family, port), _| {
@@ -91,19 +105,41 @@ pub fn assign(
     let mut table = table::encode(&service.uid, version, &service.vips, &groups);
     table.source_ranges.clone_from(&service.source_ranges);
     table.traffic_policy = service.traffic_policy;
+    table.watermarks = watermarks(last, retired, cluster);
     let changed = last != Some(&table);
     if changed && last.is_some() {
         table.version += 1;
     }
+    next.grow_quiet(&groups, changed, memory);
     let Next {
-        problems, deadline, ..
+        problems,
+        deadline,
+        retirement,
+        ..
     } = next;
     Assigned {
         table: Some(table),
         changed,
         problems,
         deadline,
+        retirement,
     }
+}
+
+/// How far pins must be known: the last version's watermarks and those of what is retired now, as long as a node exists.
+fn watermarks(
+    last: Option<&ServiceTableSpec>,
+    retired: &Retired,
+    cluster: &dyn Cluster,
+) -> BTreeMap<String, Watermark> {
+    let mut watermarks = last.map_or_else(BTreeMap::new, |last| last.watermarks.clone());
+    for (node, position) in &retired.watermarks {
+        let watermark = Watermark::from(*position);
+        let known = watermarks.entry(node.to_string()).or_insert(watermark);
+        *known = (*known).max(watermark);
+    }
+    watermarks.retain(|node, _| !cluster.is_complete() || cluster.has_node(node));
+    watermarks
 }
 
 /// The groups of the Service's present ports: those of the last table, split where the pods of their ports differ now,
@@ -185,6 +221,7 @@ struct Next<'a> {
     now: Timestamp,
     problems: Vec<Problem>,
     deadline: Option<Timestamp>,
+    retirement: Option<Wanted>,
 }
 
 impl Next<'_> {
@@ -222,7 +259,12 @@ impl Next<'_> {
         };
         let key = (group.family, first);
         let mut waiting = memory.waiting.remove(&key).unwrap_or_default();
-        let Outcome { deadline, refused } = assignment::assign(
+        let Outcome {
+            deadline,
+            refused,
+            history_full,
+            shape_waits,
+        } = assignment::assign(
             &mut group.slots,
             &mut waiting,
             &Input {
@@ -237,6 +279,15 @@ impl Next<'_> {
         if refused > 0 {
             self.report(Fault::TooManyPods(refused));
         }
+        if shape_waits {
+            self.retirement = self.retirement.or(Some(Wanted::ShapeWaits));
+        }
+        if !history_full.is_empty() {
+            self.retirement = Some(Wanted::HistoryFull);
+        }
+        if shape_waits || !history_full.is_empty() {
+            self.report(Fault::HistoryFull(history_full.len()));
+        }
         if usable.is_empty() {
             let ports = group.ports.iter().map(|port| (port.port, port.protocol));
             let (family, ports) = (group.family, Ports(ports.collect()));
@@ -244,6 +295,26 @@ impl Next<'_> {
                 TrafficPolicy::Cluster => Fault::NoEndpoints { family, ports },
                 TrafficPolicy::Local => Fault::NoLocalEndpoints { family, ports },
             });
+        }
+    }
+
+    /// Wants history retired that nobody waits for, after a while without changes.
+    fn grow_quiet(&mut self, groups: &[Group], changed: bool, memory: &mut Memory) {
+        if changed || memory.changed.is_none() {
+            memory.changed = Some(self.now);
+        }
+        let has_history = |group: &Group| {
+            let slots = &group.slots;
+            !slots.previous.is_empty() || slots.slots.iter().any(|slot| !slot.older.is_empty())
+        };
+        let quiet = memory.changed.and_then(|at| at.checked_add(QUIET).ok());
+        if self.retirement.is_some() || !groups.iter().any(has_history) {
+            return;
+        }
+        if quiet.is_some_and(|quiet| quiet <= self.now) {
+            self.retirement = Some(Wanted::Quiet);
+        } else {
+            self.deadline = self.deadline.into_iter().chain(quiet).min();
         }
     }
 

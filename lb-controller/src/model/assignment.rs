@@ -10,15 +10,15 @@
 //! reshape   another number of slots, weights or hash fields make another table; the old one becomes previous
 //! ```
 //!
-//! Nobody retires an older occupant or a previous table yet: they leave when they are dead, or when the next change needs
-//! their place, the oldest first. A row can have more than `CANDIDATES_MAX` candidates, then: four in its slot and as many
-//! in those of two previous tables. The packet path asks the first six, newest first; most rows name one slot in all
-//! tables and so have four.
+//! Older occupants and previous tables leave when they are dead or retired (see [`super::retire`]), and for nothing else. A
+//! change that finds no place for what it would make history waits: a slot keeps its occupant, though agents may send its new
+//! flows elsewhere, a pod goes to another slot, and another shape is not made. So that a flow's candidates can all be asked,
+//! slots remember the fewer older occupants the more previous tables there are ([`room`]).
 //!
 //! The same input gives the same output again, so that nothing is written twice. A candidate is a number here, an index
 //! into the group's dictionary.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ use siphasher::sip::SipHasher24;
 
 use super::candidate::Candidate;
 use super::shape::{HashFields, TableSize, Weight};
-use super::slot::{Previous, Slot, Slots, Vacant, shape};
+use super::slot::{HistoryFull, Previous, Slot, Slots, Vacant, room, shape};
 
 /// How long a surge pod waits for a slot to become free before a new one is opened.
 pub const SURGE_WAIT: SignedDuration = SignedDuration::from_secs(2);
@@ -37,17 +37,25 @@ pub const SHRINK_AFTER: SignedDuration = SignedDuration::from_secs(60);
 /// Vacancies that come due within this time are closed together, since each other table needs one of few places.
 pub const SHRINK_TOGETHER: SignedDuration = SignedDuration::from_secs(10);
 
+/// Shapes made in one assignment. One is usual; with it, slots may have become free that somebody waits for.
+const SHAPES_MAX: usize = PREVIOUS_MAX + 1;
+
 /// Who waits for a slot since when: per process, not stored, since a restart only makes somebody wait again.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Waiting(BTreeMap<Arc<str>, Timestamp>);
 
 /// What an assignment says beside the slots.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Outcome {
     /// When the same input may give another result.
     pub deadline: Option<Timestamp>,
     /// Candidates that found no slot, since there are [`SLOTS_MAX`].
     pub refused: usize,
+    /// Candidates that keep slots which others should have, since the history of these is full: a retirement is wanted.
+    pub history_full: BTreeSet<u32>,
+    /// Another shape is wanted, and there is no place for the present one among the previous ones, or too much history for
+    /// one table more: a retirement is wanted.
+    pub shape_waits: bool,
 }
 
 /// What slots are assigned from.
@@ -70,31 +78,131 @@ pub fn assign(slots: &mut Slots, waiting: &mut Waiting, input: &Input<'_>) -> Ou
         .map(|(c, w)| (slots.intern(&mut numbers, c), *w))
         .collect();
     let dead: Vec<bool> = slots.candidates.iter().map(|c| (input.dead)(c)).collect();
+    let usable: Vec<_> = usable
+        .into_iter()
+        .filter(|(c, _)| !dead[*c as usize])
+        .collect();
+    bury(slots, &dead, input.now);
+    let mut outcome = Outcome::default();
+    for _ in 0..SHAPES_MAX {
+        let shape = slots.shape.clone();
+        outcome = attempt(slots, waiting, &usable, input);
+        if slots.shape == shape {
+            break;
+        }
+    }
+    outcome
+}
+
+/// Assigns once, with another shape if there is place for that.
+fn attempt(
+    slots: &mut Slots,
+    waiting: &mut Waiting,
+    usable: &[(u32, Weight)],
+    input: &Input<'_>,
+) -> Outcome {
+    let (mut free, mut free_waiting) = (slots.clone(), waiting.clone());
+    let outcome = run(&mut free, &mut free_waiting, usable, input, Reshape::Free);
+    let is_kept = free.shape == slots.shape;
+    let most = room(free.previous.len().min(PREVIOUS_MAX));
+    let fits = free.previous.len() <= PREVIOUS_MAX
+        && free.slots.iter().all(|slot| slot.older.len() <= most);
+    if is_kept || fits {
+        (*slots, *waiting) = (free, free_waiting);
+        return outcome;
+    }
+    run(slots, waiting, usable, input, Reshape::Waits)
+}
+
+/// Whether another shape may be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Reshape {
+    /// It may; the caller looks whether it has place.
+    Free,
+    /// It has none.
+    Waits,
+}
+
+fn run(
+    slots: &mut Slots,
+    waiting: &mut Waiting,
+    usable: &[(u32, Weight)],
+    input: &Input<'_>,
+    reshape: Reshape,
+) -> Outcome {
+    let before = slots.slots.clone();
     let mut run = Assignment {
-        usable: usable
-            .into_iter()
-            .filter(|(c, _)| !dead[*c as usize])
-            .collect(),
+        room: room(slots.previous.len().min(PREVIOUS_MAX)),
+        reshape,
+        usable,
         now: input.now,
-        outcome: Outcome::default(),
+        outcome: Outcome {
+            shape_waits: reshape == Reshape::Waits,
+            ..Outcome::default()
+        },
+        full: BTreeSet::new(),
         slots,
         newcomers: Vec::new(),
     };
-    run.bury(&dead);
-    let before = run.slots.slots.clone();
     run.settle();
     run.inherit();
     run.open(waiting);
     run.stand_in();
-    run.shrink();
-    run.reshape(input.fields, &before);
-    run.outcome
+    if reshape == Reshape::Free {
+        run.shrink();
+        run.reshape(input.fields, &before);
+    }
+    run.slots.close_unnamed();
+    for slot in &mut run.slots.slots[run.slots.weights.len()..] {
+        slot.vacant = None;
+    }
+    let Assignment {
+        full,
+        slots,
+        mut outcome,
+        ..
+    } = run;
+    let kept = full.iter().filter_map(|at| slots.slots.get(*at)?.current);
+    outcome.history_full = kept.collect();
+    outcome
+}
+
+/// The dead leave everything.
+fn bury(slots: &mut Slots, dead: &[bool], now: Timestamp) {
+    let is_dead = |candidate: u32| dead[candidate as usize];
+    let open = slots.weights.len();
+    for (at, slot) in slots.slots.iter_mut().enumerate() {
+        slot.older.retain(|candidate| !is_dead(*candidate));
+        if slot.current.is_some_and(is_dead) {
+            slot.current = None;
+            if at < open && slot.vacant.is_none() {
+                slot.vacant = Some(Vacant {
+                    since: now,
+                    home: None,
+                });
+            }
+        }
+        if let Some(vacant) = &mut slot.vacant {
+            vacant.home = vacant.home.filter(|home| !is_dead(*home));
+        }
+    }
+    for previous in &mut slots.previous {
+        previous.owners.retain(|candidate| !is_dead(*candidate));
+    }
+    slots
+        .previous
+        .retain(|previous| !previous.owners.is_empty());
 }
 
 struct Assignment<'a> {
     slots: &'a mut Slots,
+    /// Older occupants that a slot may have.
+    room: usize,
+    reshape: Reshape,
+    /// Slots that others should have, but their history is full.
+    full: BTreeSet<usize>,
     /// Living candidates that may get new flows, in the order of their names.
-    usable: Vec<(u32, Weight)>,
+    usable: &'a [(u32, Weight)],
     /// Those of them without a slot, in the same order.
     newcomers: Vec<(u32, Weight)>,
     now: Timestamp,
@@ -115,106 +223,98 @@ impl Assignment<'_> {
         self.outcome.deadline = Some(deadline);
     }
 
-    fn bury(&mut self, dead: &[bool]) {
-        let is_dead = |candidate: u32| dead[candidate as usize];
-        let open = self.open_count();
-        for (at, slot) in self.slots.slots.iter_mut().enumerate() {
-            slot.older.retain(|candidate| !is_dead(*candidate));
-            if slot.current.is_some_and(is_dead) {
-                slot.current = None;
-                if at < open && slot.vacant.is_none() {
-                    slot.vacant = Some(Vacant {
-                        since: self.now,
-                        home: None,
-                    });
-                }
-            }
-            if let Some(vacant) = &mut slot.vacant {
-                vacant.home = vacant.home.filter(|home| !is_dead(*home));
-            }
+    /// Gives a slot to a candidate, or notes who keeps it since its history is full.
+    fn replace(&mut self, at: usize, next: Option<u32>) -> Result<(), HistoryFull> {
+        let slot = &mut self.slots.slots[at];
+        let replaced = slot.replace(next, self.room);
+        if replaced.is_err() {
+            self.full.insert(at);
         }
-        for previous in &mut self.slots.previous {
-            previous.owners.retain(|candidate| !is_dead(*candidate));
+        replaced
+    }
+
+    /// A slot's weight becomes that of its occupant, unless that must wait.
+    fn weigh(&mut self, at: usize, asked: Weight) {
+        if self.reshape == Reshape::Free {
+            self.slots.weights[at] = asked;
         }
-        self.slots
-            .previous
-            .retain(|previous| !previous.owners.is_empty());
     }
 
     fn settle(&mut self) {
-        let open = self.open_count();
-        let Slots {
-            candidates,
-            slots,
-            weights,
-            ..
-        } = &mut *self.slots;
-        let uid = |candidate: u32| &candidates[candidate as usize].uid;
-        let mut unplaced: BTreeMap<&Arc<str>, (u32, Weight)> = self
-            .usable
-            .iter()
-            .map(|(c, w)| (uid(*c), (*c, *w)))
-            .collect();
-        for (slot, weight) in slots[..open].iter_mut().zip(weights.iter_mut()) {
+        let uids = self.slots.candidates.iter();
+        let uids: Vec<Arc<str>> = uids.map(|candidate| candidate.uid.clone()).collect();
+        let uid = |candidate: u32| &uids[candidate as usize];
+        let usable = self.usable.iter();
+        let mut unplaced: BTreeMap<&Arc<str>, (u32, Weight)> =
+            usable.map(|(c, w)| (uid(*c), (*c, *w))).collect();
+        for at in 0..self.open_count() {
+            let slot = &mut self.slots.slots[at];
             if slot.vacant.is_some() {
                 continue;
             }
-            match slot
-                .current
-                .and_then(|current| unplaced.remove(uid(current)))
-            {
+            let current = slot.current;
+            match current.and_then(|current| unplaced.remove(uid(current))) {
                 Some((next, asked)) => {
-                    slot.replace(Some(next));
-                    *weight = asked;
+                    if self.replace(at, Some(next)).is_ok() {
+                        self.weigh(at, asked);
+                    }
                 }
                 None => {
                     slot.vacant = Some(Vacant {
                         since: self.now,
-                        home: slot.current,
+                        home: current,
                     });
                 }
             }
         }
-        for (slot, weight) in slots[..open].iter_mut().zip(weights.iter_mut()) {
-            let home = slot.vacant.and_then(|vacant| vacant.home);
-            if let Some((next, asked)) = home.and_then(|home| unplaced.remove(uid(home))) {
-                slot.replace(Some(next));
-                slot.vacant = None;
-                *weight = asked;
+        for at in 0..self.open_count() {
+            let home = self.slots.slots[at].vacant.and_then(|vacant| vacant.home);
+            if let Some((next, asked)) = home.and_then(|home| unplaced.remove(uid(home)))
+                && self.replace(at, Some(next)).is_ok()
+            {
+                self.slots.slots[at].vacant = None;
+                self.weigh(at, asked);
             }
         }
-        let newcomers = self
-            .usable
-            .iter()
-            .filter(|(c, _)| unplaced.contains_key(uid(*c)));
-        self.newcomers = newcomers.copied().collect();
+        let is_new = |(c, _): &&(u32, Weight)| unplaced.contains_key(uid(*c));
+        self.newcomers = self.usable.iter().filter(is_new).copied().collect();
     }
 
     /// Freed slots go first to newcomers of the same weight, so that no row moves; among slots those first that nobody
-    /// may come back to.
+    /// may come back to. Those with a full history are left out.
     fn inherit(&mut self) {
-        let open = self.open_count();
-        let Slots { slots, weights, .. } = &mut *self.slots;
-        let mut freed: Vec<_> = (0..open)
-            .filter_map(|at| Some((slots[at].vacant?.home.is_some(), at)))
-            .collect();
+        let home = |at: usize| Some((self.slots.slots[at].vacant?.home.is_some(), at));
+        let mut freed: Vec<_> = (0..self.open_count()).filter_map(home).collect();
         freed.sort_unstable();
         for same_weight in [true, false] {
-            self.newcomers.retain(|(next, asked)| {
-                let fits = |(_, at): &(bool, usize)| !same_weight || weights[*at] == *asked;
-                let Some(found) = freed.iter().position(fits) else {
-                    return true;
+            for (next, asked) in std::mem::take(&mut self.newcomers) {
+                let fits = |(_, at): &(bool, usize)| {
+                    let mut slot = self.slots.slots[*at].clone();
+                    (!same_weight || self.slots.weights[*at] == asked)
+                        && slot.replace(Some(next), self.room).is_ok()
                 };
-                let (_, at) = freed.remove(found);
-                slots[at].replace(Some(*next));
-                slots[at].vacant = None;
-                weights[at] = *asked;
-                false
-            });
+                let found = freed.iter().position(fits).map(|found| freed.remove(found));
+                if let Some((_, at)) = found
+                    && self.replace(at, Some(next)).is_ok()
+                {
+                    self.slots.slots[at].vacant = None;
+                    self.weigh(at, asked);
+                } else {
+                    self.newcomers.push((next, asked));
+                }
+            }
+        }
+        if !self.newcomers.is_empty() {
+            self.full.extend(freed.iter().map(|(_, at)| *at));
         }
     }
 
     fn open(&mut self, waiting: &mut Waiting) {
+        if self.open_count() == SLOTS_MAX {
+            waiting.0.clear();
+            self.outcome.refused = self.newcomers.len();
+            return;
+        }
         let uid = |candidate: u32| self.slots.candidates[candidate as usize].uid.clone();
         let since = |c: u32| waiting.0.get(&uid(c)).copied().unwrap_or(self.now);
         let still = self
@@ -231,70 +331,75 @@ impl Assignment<'_> {
             self.wake_at(due);
             return;
         }
-        waiting.0.clear();
+        if self.reshape == Reshape::Waits {
+            return;
+        }
         for (next, weight) in std::mem::take(&mut self.newcomers) {
             let at = self.open_count();
             if at == SLOTS_MAX {
                 self.outcome.refused += 1;
-                continue;
+            } else {
+                if at == self.slots.slots.len() {
+                    self.slots.slots.push(Slot::default());
+                }
+                // A closed slot has a history of its own.
+                if self.replace(at, Some(next)).is_err() {
+                    return;
+                }
+                self.slots.weights.push(weight);
             }
-            if at == self.slots.slots.len() {
-                self.slots.slots.push(Slot::default());
-            }
-            self.slots.slots[at].replace(Some(next));
-            self.slots.weights.push(weight);
+            waiting.0.remove(&self.slots.candidates[next as usize].uid);
         }
     }
 
     fn stand_in(&mut self) {
-        let open = self.open_count();
-        let Slots {
-            candidates, slots, ..
-        } = &mut *self.slots;
-        let mut usable = vec![false; candidates.len()];
-        for (candidate, _) in &self.usable {
+        let mut usable = vec![false; self.slots.candidates.len()];
+        for (candidate, _) in self.usable {
             usable[*candidate as usize] = true;
         }
-        for (at, slot) in slots[..open].iter_mut().enumerate() {
+        for at in 0..self.open_count() {
+            let slot = &self.slots.slots[at];
             let serves = |c: u32| usable[c as usize];
             if slot.vacant.is_none() || slot.current.is_some_and(serves) {
                 continue;
             }
-            let score = |c: u32| rendezvous(at, &candidates[c as usize].uid);
-            let choice = self
-                .usable
-                .iter()
-                .map(|(c, _)| *c)
-                .max_by_key(|c| score(*c));
-            slot.replace(choice);
+            let score = |c: u32| rendezvous(at, &self.slots.candidates[c as usize].uid);
+            let usable = self.usable.iter().map(|(c, _)| *c);
+            let choice = usable.max_by_key(|c| score(*c));
+            // Without room the slot keeps naming who left, and agents choose for themselves.
+            let _kept = self.replace(at, choice);
         }
     }
 
     /// Closes slots that have been vacant for long, unless others come due soon, when all are closed together. The last
-    /// slots' occupants move into the holes. With nobody usable nothing is closed: there is nobody to move.
+    /// slots' occupants move into the holes; if the history of one is full, all wait. With nobody usable nothing is closed:
+    /// there is nobody to move.
     fn shrink(&mut self) {
         let closing = self.due();
         let open = self.open_count() - closing.len();
         if closing.is_empty() || open == 0 {
             return;
         }
-        let Slots { slots, weights, .. } = &mut *self.slots;
+        let (slots, weights) = (self.slots.slots.clone(), self.slots.weights.clone());
         let mut holes = closing.iter().copied().filter(|at| *at < open);
         for last in (open..weights.len()).rev() {
-            let vacant = slots[last].vacant.take();
+            let vacant = self.slots.slots[last].vacant.take();
             if closing.contains(&last) {
                 continue;
             }
             // As many slots behind the cut stay open as there are holes before it. One may be vacant, but not for long
             // enough: then it moves with its stand-in and its home.
             if let Some(hole) = holes.next() {
-                let mover = slots[last].current;
-                slots[hole].replace(mover);
-                slots[hole].vacant = vacant;
-                weights[hole] = weights[last];
+                let mover = self.slots.slots[last].current;
+                if self.replace(hole, mover).is_err() {
+                    (self.slots.slots, self.slots.weights) = (slots, weights);
+                    return;
+                }
+                self.slots.slots[hole].vacant = vacant;
+                self.slots.weights[hole] = weights[last];
             }
         }
-        weights.truncate(open);
+        self.slots.weights.truncate(open);
     }
 
     /// Slots to close now, in their order.
@@ -330,7 +435,6 @@ impl Assignment<'_> {
             shape: current,
             weights,
             previous,
-            slots,
             ..
         } = &mut *self.slots;
         let count = weights.len() as u16;
@@ -351,17 +455,7 @@ impl Assignment<'_> {
             previous.retain(|previous| previous.shape != *current && previous.shape != old);
             if !owners.is_empty() {
                 previous.insert(0, Previous { shape: old, owners });
-                previous.truncate(PREVIOUS_MAX);
             }
-        }
-        let named = previous
-            .iter()
-            .map(|p| usize::from(p.shape.slots()))
-            .max()
-            .unwrap_or(0);
-        slots.truncate(named.max(weights.len()));
-        for slot in &mut slots[weights.len()..] {
-            slot.vacant = None;
         }
     }
 }

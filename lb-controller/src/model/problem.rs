@@ -218,6 +218,11 @@ pub enum Fault {
         "{0} pods get no new connections since a Service has at most {SLOTS_MAX}; use fewer pods"
     )]
     TooManyPods(usize),
+    /// Changes wait until some history is retired.
+    #[error(
+        "the history of its table is full, so {0} slots keep pods that have left until the nodes of earlier pods have handed their connections off; new connections are served meanwhile; if it stays so, look which agents are away"
+    )]
+    HistoryFull(usize),
     /// Nobody to send to.
     #[error(
         "{ports} over {family:?} {} no usable endpoint, so connections are refused; start pods or correct the selector",
@@ -281,6 +286,7 @@ impl Fault {
             | Self::AddressShared(_) => "EndpointInvalid",
             Self::Weight(_) => "WeightInvalid",
             Self::TooManyPods(_) => "TooManyPods",
+            Self::HistoryFull(_) => "HistoryFull",
             Self::NoEndpoints { .. } | Self::NoLocalEndpoints { .. } => "NoEndpoints",
             Self::SctpPort { .. } => "SctpPort",
             Self::TableUnreadable(_) => "TableUnreadable",

@@ -1,10 +1,10 @@
 //! Slots of a group of ports: who serves, who may still own flows, which tables may still own some. Values only; who gets a
 //! slot is decided in [`super::assignment`]. A candidate is a number here, an index into the group's dictionary.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use lb_ebpf::abi::OLDER_MAX;
+use lb_ebpf::abi::{CANDIDATES_MAX, OLDER_MAX};
 
 use super::candidate::Candidate;
 use super::shape::{HashFields, Shape, TableSize, Weight, Weights};
@@ -30,31 +30,38 @@ pub struct Vacant {
 }
 
 impl Slot {
-    /// Another candidate gets new flows; the one before is remembered.
-    pub(super) fn replace(&mut self, next: Option<u32>) {
+    /// Another candidate gets new flows; the one before is remembered. Nobody makes room: with more than `room` older ones
+    /// nothing changes.
+    pub(super) fn replace(&mut self, next: Option<u32>, room: usize) -> Result<(), HistoryFull> {
         if self.current == next {
-            return;
+            return Ok(());
         }
-        let before = std::mem::replace(&mut self.current, next);
-        self.older
-            .retain(|candidate| Some(*candidate) != next && Some(*candidate) != before);
-        if let Some(before) = before {
-            self.older.insert(0, before);
+        let before = self.current;
+        let is_kept = |candidate: &&u32| Some(**candidate) != next && Some(**candidate) != before;
+        let kept = self.older.iter().filter(is_kept);
+        let older: Vec<u32> = before.iter().chain(kept).copied().collect();
+        if older.len() > room && older.len() > self.older.len() {
+            return Err(HistoryFull);
         }
-        // The oldest makes room, but not the one who comes back: most flows are its own.
-        let home = self.vacant.and_then(|vacant| vacant.home);
-        while self.older.len() > OLDER_MAX {
-            let oldest = self
-                .older
-                .iter()
-                .rposition(|candidate| Some(*candidate) != home);
-            self.older.remove(oldest.unwrap_or(OLDER_MAX));
-        }
+        self.current = next;
+        self.older = older;
+        Ok(())
     }
 
     pub(super) fn candidates(&self) -> impl Iterator<Item = u32> {
         self.current.into_iter().chain(self.older.iter().copied())
     }
+}
+
+/// A slot remembers as many older occupants as it may: it keeps its current one until some are retired.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct HistoryFull;
+
+/// Older occupants that slots may have beside a number of previous tables. The row of a flow names a slot in each table, and
+/// all their occupants together can be asked.
+pub(super) const fn room(previous: usize) -> usize {
+    let share = CANDIDATES_MAX / (1 + previous) - 1;
+    if share < OLDER_MAX { share } else { OLDER_MAX }
 }
 
 /// A table that may still own flows.
@@ -121,6 +128,22 @@ impl Slots {
             previous.owners.sort_unstable();
             previous.owners.dedup();
         }
+    }
+
+    /// Drops what nothing leads to any more: owners that no slot names, previous tables without owners, and closed slots that
+    /// no previous table names.
+    pub(super) fn close_unnamed(&mut self) {
+        let named: BTreeSet<u32> = self.slots.iter().flat_map(Slot::candidates).collect();
+        for previous in &mut self.previous {
+            previous.owners.retain(|owner| named.contains(owner));
+        }
+        self.previous.retain(|previous| !previous.owners.is_empty());
+        let previous = self.previous.iter();
+        let count = previous
+            .map(|p| usize::from(p.shape.slots()))
+            .chain([self.weights.len()])
+            .max();
+        self.slots.truncate(count.unwrap_or(0));
     }
 
     /// The number of a candidate, which is added if it is new.

@@ -9,6 +9,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_ebpf::frame::Frame;
 use lb_ebpf::{back, path};
 
+mod clock;
 mod maps;
 mod packets;
 mod parts;

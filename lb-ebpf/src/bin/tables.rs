@@ -1,7 +1,6 @@
 //! The kernel's maps as the traits of the library.
 
 use aya_ebpf::bindings::BPF_ANY;
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::maps::lpm_trie::Key as Prefix;
 use lb_ebpf::abi::{
     AnnouncedKey, Announcement, Backend, Claim, Config, Event, FirstPod, Flow, FragmentKey,
@@ -14,7 +13,7 @@ use lb_ebpf::own::Scratch;
 use lb_ebpf::tables::{Shared, Tables};
 use lb_ebpf::wire::Addr6;
 
-use crate::maps;
+use crate::{clock, maps};
 
 /// The kernel's maps.
 #[derive(Clone, Copy)]
@@ -147,8 +146,7 @@ impl Shared for Maps {
 
     #[inline(always)]
     fn now_ns(&self) -> u64 {
-        // SAFETY: no preconditions.
-        unsafe { bpf_ktime_get_coarse_ns() }
+        clock::now_ns()
     }
 
     #[inline(always)]

@@ -54,9 +54,11 @@ impl Core {
             service,
             &slices,
             &view,
+            &std::mem::take(&mut state.retired),
             &mut state.memory,
             wall,
         );
+        state.retirement = assigned.retirement;
         state.deadline = assigned.deadline;
         if let Some(deadline) = state.deadline {
             self.deadlines.insert((deadline, named.clone()));

@@ -1,6 +1,7 @@
 use k8s_openapi::api::core::v1::Pod;
 
 use super::super::endpoint::tests::{Known, service, slice};
+use super::super::retire::proposal;
 use super::*;
 
 const PORTS: &str = "[{name: http, port: 80}, {name: https, port: 443}]";
@@ -11,6 +12,8 @@ struct Manager {
     known: Known,
     memory: Memory,
     last: Option<ServiceTableSpec>,
+    /// Leaves with the next assignment.
+    retired: Retired,
 }
 
 impl Manager {
@@ -20,6 +23,7 @@ impl Manager {
             known: Known::new(uids, &["n1"]),
             memory: Memory::default(),
             last: None,
+            retired: Retired::default(),
         }
     }
 
@@ -54,6 +58,7 @@ impl Manager {
                 &self.service,
                 &slices,
                 &self.known,
+                &std::mem::take(&mut self.retired),
                 &mut self.memory,
                 now,
             )
@@ -146,7 +151,8 @@ fn an_endpoint_without_a_pod_lingers_an_hour() {
     manager.assign(0, "@1 b");
     let assigned = manager.assign(10, "b");
     assert_eq!(assigned.table.unwrap().pods.len(), 3, "one per family");
-    let assigned = manager.assign(100, "b");
+    manager.assign(100, "b");
+    let assigned = manager.assign(400, "b");
     assert_eq!(assigned.deadline.map(Timestamp::as_second), Some(3610));
     assert_eq!(assigned.table.unwrap().pods.len(), 3, "one per family");
     assert_eq!(manager.assign(3610, "b").table.unwrap().pods.len(), 1);
@@ -194,6 +200,7 @@ fn without_an_address_there_is_no_table() {
         &manager.service,
         &[],
         &manager.known,
+        &Retired::default(),
         &mut manager.memory,
         Timestamp::UNIX_EPOCH,
     );
@@ -283,4 +290,84 @@ fn under_policy_local_nobody_is_told_that_connections_are_refused() {
         manager.assign(0, "").problems[0].to_string(),
         "Service shop/web: ports 80/TCP, 443/TCP over IPv4 have no usable endpoint, so connections are dropped under externalTrafficPolicy Local; start pods or correct the selector"
     );
+}
+
+fn watermark(seq: u64) -> Watermark {
+    let incarnation = 7;
+    Watermark { incarnation, seq }
+}
+
+/// What a retirement gives back that has found everybody there.
+fn all_history(table: &ServiceTableSpec, seq: u64) -> Retired {
+    let mut retired = proposal(table, &|_| true).unwrap().unwrap().retired;
+    retired
+        .watermarks
+        .insert("n1".into(), watermark(seq).into());
+    retired
+}
+
+#[test]
+fn full_history_wants_a_retirement_which_lets_the_change_in() {
+    let mut manager = Manager::new(&["a", "b", "c", "d", "e"]);
+    for (second, pod) in (0..).zip(["a", "b", "c", "d"]) {
+        assert_eq!(manager.assign(second, pod).retirement, None);
+    }
+    let waits = manager.assign(4, "e");
+    assert_eq!(waits.retirement, Some(Wanted::HistoryFull));
+    let faults: Vec<_> = waits.problems.iter().map(|p| p.fault.clone()).collect();
+    assert_eq!(
+        faults,
+        [Fault::HistoryFull(1), Fault::HistoryFull(1)],
+        "one per family"
+    );
+    let before = waits.table.unwrap();
+    manager.retired = all_history(&before, 3);
+    let after = manager.assign(5, "e");
+    assert_eq!((after.retirement, after.problems), (None, vec![]));
+    let after = after.table.unwrap();
+    assert_eq!(after.version, before.version + 1, "one write for both");
+    let uids: Vec<_> = after.pods.iter().map(|pod| pod.uid.clone()).collect();
+    assert_eq!(uids, ["d", "e"]);
+    assert_eq!(after.watermarks, [("n1".to_owned(), watermark(3))].into());
+}
+
+#[test]
+fn watermarks_only_grow_while_their_node_exists() {
+    let mut manager = Manager::new(&["a", "b", "c"]);
+    manager.assign(0, "a");
+    let table = manager.assign(1, "b").table.unwrap();
+    manager.retired = all_history(&table, 9);
+    let table = manager.assign(2, "c").table.unwrap();
+    assert_eq!(table.watermarks["n1"], watermark(9));
+    manager.retired = all_history(&table, 4);
+    let table = manager.assign(3, "a").table.unwrap();
+    assert_eq!(table.watermarks["n1"], watermark(9));
+    manager.known.nodes.clear();
+    manager.known.incomplete = true;
+    assert_eq!(
+        manager.assign(4, "b").table.unwrap().watermarks.len(),
+        1,
+        "not known to be gone"
+    );
+    manager.known.incomplete = false;
+    assert_eq!(manager.assign(5, "b").table.unwrap().watermarks.len(), 0);
+}
+
+#[test]
+fn history_is_retired_after_five_quiet_minutes() {
+    let mut manager = Manager::new(&["a", "b", "c"]);
+    let second = |assigned: &Assigned| assigned.deadline.map(Timestamp::as_second);
+    assert_eq!(second(&manager.assign(0, "a")), None, "there is none");
+    let changed = manager.assign(10, "b");
+    assert_eq!((second(&changed), changed.retirement), (Some(310), None));
+    let changed = manager.assign(200, "c");
+    assert_eq!((second(&changed), changed.retirement), (Some(500), None));
+    let quiet = manager.assign(500, "c");
+    assert_eq!(
+        (second(&quiet), quiet.retirement),
+        (None, Some(Wanted::Quiet))
+    );
+    manager.retired = all_history(&quiet.table.unwrap(), 1);
+    let retired = manager.assign(501, "c");
+    assert_eq!((second(&retired), retired.retirement), (None, None));
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use lb_ebpf::abi::OLDER_MAX;
+use lb_ebpf::abi::{CANDIDATES_MAX, OLDER_MAX};
 use proptest::prelude::*;
 
 use super::*;
@@ -33,6 +33,7 @@ struct Group {
     dead: BTreeSet<String>,
     fields: HashFields,
     second: i64,
+    outcome: Outcome,
 }
 
 impl Group {
@@ -43,6 +44,7 @@ impl Group {
             dead: BTreeSet::new(),
             fields: HashFields::FiveTuple,
             second: 0,
+            outcome: Outcome::default(),
         }
     }
 
@@ -65,10 +67,26 @@ impl Group {
         let before = (self.slots.clone(), self.waiting.clone());
         let again = assign(&mut self.slots, &mut self.waiting, &input);
         assert_eq!(
-            (before, outcome),
-            ((self.slots.clone(), self.waiting.clone()), again)
+            (before, &outcome),
+            ((self.slots.clone(), self.waiting.clone()), &again)
         );
-        outcome.deadline.map(Timestamp::as_second)
+        self.outcome = outcome;
+        self.outcome.deadline.map(Timestamp::as_second)
+    }
+
+    /// Older occupants and previous tables leave, as after a retirement.
+    fn retire(&mut self) {
+        for slot in &mut self.slots.slots {
+            slot.older.clear();
+        }
+        self.slots.previous.clear();
+        self.slots.close_unnamed();
+    }
+
+    /// Who keeps a slot that another should have.
+    fn full(&self) -> Vec<String> {
+        let full = self.outcome.history_full.iter();
+        full.map(|candidate| self.name(*candidate)).collect()
     }
 
     fn kill(&mut self, uid: &str) {
@@ -137,7 +155,6 @@ fn rollout_changes_no_shape_and_remembers_three_older() {
         (3, "a2 b2", "a2<a1 b2<b1"),
         (4, "a3 b3", "a3<a2<a1 b3<b2<b1"),
         (5, "a4 b4", "a4<a3<a2<a1 b4<b3<b2<b1"),
-        (6, "a5 b5", "a5<a4<a3<a2 b5<b4<b3<b2"),
     ] {
         group.assign(second, usable);
         assert_eq!(group.show(), expected, "at {second}");
@@ -146,7 +163,108 @@ fn rollout_changes_no_shape_and_remembers_three_older() {
     group.kill("a3");
     group.kill("b4");
     group.assign(7, "a5 b5");
-    assert_eq!(group.show(), "a5<a4<a2 b5<b3<b2");
+    assert_eq!(group.show(), "b5<a4<a2<a1 a5<b3<b2<b1");
+}
+
+#[test]
+fn nobody_makes_room_for_others_but_the_dead_and_the_retired() {
+    let mut group = Group::new();
+    for (second, usable) in (0..).zip(["a1 b", "a2 b", "a3 b", "a4 b"]) {
+        group.assign(second, usable);
+    }
+    assert_eq!(group.full(), [""; 0]);
+    assert_eq!(group.assign(4, "a5 b"), Some(6), "a5 waits for a slot");
+    assert_eq!(
+        group.show(),
+        "a4<a3<a2<a1? b",
+        "agents send its new flows elsewhere"
+    );
+    assert_eq!(group.full(), ["a4"]);
+    group.kill("a2");
+    group.assign(5, "a5 b");
+    assert_eq!(
+        (group.show(), group.full()),
+        ("a5<a4<a3<a1 b".into(), vec![])
+    );
+    group.assign(6, "a6 b");
+    assert_eq!(
+        (group.show(), group.full()),
+        ("a5<a4<a3<a1? b".into(), vec!["a5".into()])
+    );
+    group.retire();
+    group.assign(7, "a6 b");
+    assert_eq!((group.show(), group.full()), ("a6<a5 b".into(), vec![]));
+}
+
+#[test]
+fn a_full_history_stalls_no_other_slot() {
+    let mut group = Group::new();
+    for (second, usable) in (0..).zip(["a1 b1", "a2 b1", "a3 b1", "a4 b1", "b1 c"]) {
+        group.assign(second, usable);
+    }
+    assert_eq!(group.show(), "a4<a3<a2<a1? b1");
+    group.assign(5, "c b2");
+    assert_eq!(
+        group.show(),
+        "a4<a3<a2<a1? b2<b1",
+        "the pod that comes first takes what is free"
+    );
+}
+
+#[test]
+fn a_changed_target_port_waits_for_a_place_in_history() {
+    let mut group = Group::new();
+    for (second, usable) in (0..).zip(["a", "a:81", "a:82", "a:83"]) {
+        group.assign(second, usable);
+    }
+    assert_eq!(
+        group.assign(4, "a:84"),
+        None,
+        "it has a slot, so it waits for no other"
+    );
+    assert_eq!(
+        (group.show(), group.full()),
+        ("a:83<a:82<a:81<a".into(), vec!["a:83".into()])
+    );
+    group.retire();
+    group.assign(5, "a:84");
+    assert_eq!(group.show(), "a:84<a:83");
+}
+
+#[test]
+fn slots_remember_the_fewer_the_more_tables_there_are() {
+    assert_eq!([0, 1, 2].map(room), [3, 2, 1]);
+    let mut group = Group::new();
+    group.assign(0, "a1 b");
+    group.assign(1, "a1 b c");
+    group.assign(3, "a1 b c");
+    assert_eq!(group.previous(), [2]);
+    group.assign(4, "a2 b c");
+    group.assign(5, "a3 b c");
+    assert_eq!(
+        (group.show(), group.full()),
+        ("a3<a2<a1 b c".into(), vec![])
+    );
+    group.assign(6, "a4 b c");
+    assert_eq!(
+        (group.show(), group.full()),
+        ("a3<a2<a1? b c".into(), vec!["a3".into()])
+    );
+}
+
+#[test]
+fn another_shape_waits_for_slots_with_less_history() {
+    let mut group = Group::new();
+    for (second, usable) in (0..).zip(["a1 b", "a2 b", "a3 b", "a4 b", "a4 b c"]) {
+        group.assign(second, usable);
+    }
+    assert_eq!(group.assign(6, "a4 b c"), None);
+    assert_eq!(group.show(), "a4<a3<a2<a1 b");
+    assert!(group.outcome.shape_waits);
+    group.retire();
+    group.assign(7, "a4 b c");
+    assert_eq!((group.show(), group.previous()), ("a4 b c".into(), vec![2]));
+    assert!(!group.outcome.shape_waits);
 }
 
 #[test]
@@ -199,7 +317,7 @@ fn who_comes_back_is_never_forgotten_for_stand_ins() {
         .unwrap();
     let home = at.vacant.unwrap().home.unwrap();
     assert_eq!(at.older.len(), OLDER_MAX);
-    assert!(at.older.contains(&home), "{}", group.show());
+    assert!(at.candidates().any(|c| c == home), "{}", group.show());
 }
 
 #[test]
@@ -282,7 +400,7 @@ fn shape_that_returns_is_named_once() {
 }
 
 #[test]
-fn at_most_two_previous_tables_the_oldest_makes_room() {
+fn a_third_shape_waits_until_a_previous_one_is_gone() {
     let mut group = Group::new();
     group.assign(0, "a");
     group.assign(1, "a b");
@@ -290,9 +408,42 @@ fn at_most_two_previous_tables_the_oldest_makes_room() {
     group.assign(11, "a b c");
     group.assign(13, "a b c");
     assert_eq!(group.previous(), [2, 1]);
-    group.assign(21, "a b c d");
-    group.assign(23, "a b c d");
-    assert_eq!(group.previous(), [3, 2]);
+    assert_eq!(group.assign(21, "a b c d"), Some(23));
+    assert_eq!(group.assign(23, "a b c d"), None);
+    assert_eq!(
+        (group.show(), group.previous()),
+        ("a b c".into(), vec![2, 1])
+    );
+    assert!(group.outcome.shape_waits);
+    group.assign(24, "a*2 b c d");
+    assert_eq!(
+        group.slots.weights,
+        [Weight::ONE; 3],
+        "neither do weights change"
+    );
+    group.fields = HashFields::Addresses;
+    group.assign(25, "a b c");
+    assert_eq!(group.slots.shape.fields(), HashFields::FiveTuple);
+    group.fields = HashFields::FiveTuple;
+    group.assign(26, "a b");
+    assert_eq!(
+        group.assign(86, "a b"),
+        None,
+        "a shape that is a previous one takes its place"
+    );
+    assert_eq!(
+        (group.slots.shape.slots(), group.previous()),
+        (2, vec![3, 1])
+    );
+    group.assign(90, "a b c d");
+    group.assign(92, "a b c d");
+    assert!(group.outcome.shape_waits);
+    group.retire();
+    group.assign(93, "a b c d");
+    assert_eq!(
+        (group.show(), group.previous()),
+        ("a b c d".into(), vec![2])
+    );
 }
 
 #[test]
@@ -438,6 +589,8 @@ fn check(group: &Group, usable: &BTreeSet<&str>) -> Result<(), TestCaseError> {
     let dead = |c: u32| group.dead.contains(&*candidates[c as usize].uid);
     prop_assert_eq!(weights.len(), usize::from(shape.slots()));
     prop_assert!(previous.len() <= PREVIOUS_MAX);
+    let occupants = slots.iter().map(|slot| slot.candidates().count()).max();
+    prop_assert!(occupants.unwrap_or(0) * (1 + previous.len()) <= CANDIDATES_MAX);
     prop_assert!(
         previous
             .iter()
@@ -461,9 +614,12 @@ fn check(group: &Group, usable: &BTreeSet<&str>) -> Result<(), TestCaseError> {
         prop_assert!(!all.iter().any(|c| dead(*c)), "the dead are gone");
         if at < weights.len() {
             let current = slot.current.map(|c| &*candidates[c as usize].uid);
-            if usable.is_empty() {
+            let keeps = slot
+                .current
+                .is_some_and(|c| group.outcome.history_full.contains(&c));
+            if !keeps && usable.is_empty() {
                 prop_assert_eq!(current, None);
-            } else {
+            } else if !keeps {
                 prop_assert!(
                     usable.contains(current.unwrap()),
                     "first packets go to the usable"
@@ -482,8 +638,7 @@ fn check(group: &Group, usable: &BTreeSet<&str>) -> Result<(), TestCaseError> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// Pods come, go, return and die; time passes. Every living owner of a row's flows stays a candidate until more than
-    /// three others have followed it or its table had to make room.
+    /// Pods come, go, return and die; time passes. Nobody who lives is forgotten.
     #[test]
     fn invariants_hold_whatever_happens(
         steps in prop::collection::vec((0..4095_u32, 0..12_usize, 1..40_i64), 1..40),
@@ -507,11 +662,33 @@ proptest! {
             let deadline = group.assign(second, &text);
             check(&group, &usable)?;
             prop_assert!(deadline.is_none_or(|deadline| deadline > second));
-            // Who was current and lives is still a candidate of the same slot, unless the slot is gone.
-            for (old, new) in before.slots.iter().zip(&group.slots.slots) {
-                let Some(current) = old.current else { continue };
-                if !group.dead.contains(&*before.candidates[current as usize].uid) {
-                    prop_assert!(new.candidates().any(|c| c == current), "{}", group.show());
+            // Who lives is still a candidate of the same slot; slots and tables go with the last who owned flows under them.
+            let lives = |c: &u32| !group.dead.contains(&*before.candidates[*c as usize].uid);
+            for (at, old) in before.slots.iter().enumerate() {
+                for candidate in old.candidates().filter(lives) {
+                    match group.slots.slots.get(at) {
+                        Some(new) => prop_assert!(
+                            new.candidates().any(|c| c == candidate),
+                            "{}",
+                            group.show()
+                        ),
+                        None => prop_assert!(
+                            before.previous.iter().all(|p| at >= usize::from(p.shape.slots())
+                                || !p.owners.contains(&candidate)),
+                            "{}",
+                            group.show()
+                        ),
+                    }
+                }
+            }
+            let shapes = |slots: &Slots| -> Vec<_> {
+                let previous = slots.previous.iter().map(|previous| previous.shape.clone());
+                previous.chain([slots.shape.clone()]).collect()
+            };
+            let kept = shapes(&group.slots);
+            for previous in &before.previous {
+                if previous.owners.iter().any(lives) {
+                    prop_assert!(kept.contains(&previous.shape));
                 }
             }
         }

@@ -43,6 +43,7 @@ pub fn encode(
             .collect(),
         nodes: pods.nodes,
         pods: pods.pods,
+        watermarks: BTreeMap::new(),
     }
 }
 

@@ -1,0 +1,187 @@
+//! Whether a node's tables can be trusted so far that a packet which nobody knows may be delivered: it knows what others
+//! know, and hears them. What it misses here it would otherwise answer with a reset.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Silence after which nothing is known any more of what others know.
+pub const SILENCE_MAX: Duration = Duration::from_secs(1);
+/// How long the stream of a live node is waited for: one that never brings its pins must not hold packets back for ever.
+pub const STREAMS_WAIT: Duration = Duration::from_secs(60);
+
+/// What an agent knows about itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Facts {
+    /// Its first lists are complete, and what they say is in the maps.
+    pub applied: bool,
+    /// When somebody was heard last.
+    pub heard: Heard,
+    /// Some peer names a version that is newer than the one applied here.
+    pub behind: bool,
+}
+
+/// Who is there to be heard, and when it was last.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Heard {
+    /// Peers, by their gossip.
+    Peers(Option<Instant>),
+    /// There is no peer: the source of objects, by its answers.
+    Source(Option<Instant>),
+}
+
+/// Why a node is not fresh.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, thiserror::Error)]
+pub enum Stale {
+    /// It does not know everything yet.
+    #[error("its lists are not complete and applied yet")]
+    Lists,
+    /// It may have missed something.
+    #[error("no peer was heard for {SILENCE_MAX:?}")]
+    NoPeer,
+    /// It may have missed something.
+    #[error("it has no peers, and the source of objects has not answered for {SILENCE_MAX:?}")]
+    NoSource,
+    /// It has missed something.
+    #[error("a peer has applied a newer version of a table")]
+    Behind,
+}
+
+/// Whether a node is fresh.
+pub fn fresh(facts: &Facts, now: Instant) -> Result<(), Stale> {
+    let Facts {
+        applied,
+        heard,
+        behind,
+    } = *facts;
+    let (last, silent) = match heard {
+        Heard::Peers(last) => (last, Stale::NoPeer),
+        Heard::Source(last) => (last, Stale::NoSource),
+    };
+    let is_heard = last.is_some_and(|last| now.saturating_duration_since(last) <= SILENCE_MAX);
+    if !applied {
+        Err(Stale::Lists)
+    } else if !is_heard {
+        Err(silent)
+    } else if behind {
+        Err(Stale::Behind)
+    } else {
+        Ok(())
+    }
+}
+
+/// The handoff stream of a node, as a balancer has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stream {
+    /// Up, and past its snapshot.
+    Complete,
+    /// The node lives, and its stream is waited for since then: when it came, when the stream ended, or when this agent
+    /// started.
+    Awaited(Instant),
+    /// The node is not alive as far as anybody hears.
+    Down,
+}
+
+/// Whether the pins of a Service's flows are all here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Streams {
+    /// As far as they can be waited for.
+    Up,
+    /// Some are missing.
+    Missing {
+        /// Whose.
+        nodes: BTreeSet<Arc<str>>,
+        /// When the next of them is given up.
+        until: Instant,
+    },
+}
+
+/// Whether the streams of all live nodes that have pods of a Service are past their snapshots; each is waited for as long as
+/// [`STREAMS_WAIT`].
+pub fn streams<'a>(
+    owners: impl IntoIterator<Item = (&'a Arc<str>, Stream)>,
+    now: Instant,
+) -> Streams {
+    let mut nodes = BTreeSet::new();
+    let mut next: Option<Instant> = None;
+    for (node, stream) in owners {
+        let until = match stream {
+            Stream::Complete | Stream::Down => continue,
+            Stream::Awaited(since) => since + STREAMS_WAIT,
+        };
+        if now < until {
+            nodes.insert(node.clone());
+            next = Some(next.map_or(until, |next| next.min(until)));
+        }
+    }
+    match next {
+        None => Streams::Up,
+        Some(until) => Streams::Missing { nodes, until },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_fresh_while_it_knows_what_others_know_and_hears_them() {
+        let start = Instant::now();
+        let facts = Facts {
+            applied: true,
+            heard: Heard::Peers(Some(start)),
+            behind: false,
+        };
+        assert_eq!(fresh(&facts, start + SILENCE_MAX), Ok(()));
+        let late = start + SILENCE_MAX + Duration::from_millis(1);
+        assert_eq!(fresh(&facts, late), Err(Stale::NoPeer));
+        for (heard, stale) in [
+            (Heard::Peers(None), Stale::NoPeer),
+            (Heard::Source(None), Stale::NoSource),
+        ] {
+            assert_eq!(fresh(&Facts { heard, ..facts }, start), Err(stale));
+        }
+        let alone = Heard::Source(Some(start));
+        assert_eq!(
+            fresh(
+                &Facts {
+                    heard: alone,
+                    ..facts
+                },
+                start
+            ),
+            Ok(())
+        );
+        let behind = Facts {
+            behind: true,
+            ..facts
+        };
+        assert_eq!(fresh(&behind, start), Err(Stale::Behind));
+        let starts = Facts {
+            applied: false,
+            ..behind
+        };
+        assert_eq!(fresh(&starts, start), Err(Stale::Lists));
+    }
+
+    #[test]
+    fn streams_of_the_living_are_waited_for_but_not_for_ever() {
+        let start = Instant::now();
+        let [a, b, c] = ["a", "b", "c"].map(Arc::from);
+        let second = Duration::from_secs(1);
+        let owners = [
+            (&a, Stream::Complete),
+            (&b, Stream::Awaited(start + second)),
+            (&c, Stream::Awaited(start)),
+        ];
+        let missing = |nodes: &[&Arc<str>], until| Streams::Missing {
+            nodes: nodes.iter().map(|node| (*node).clone()).collect(),
+            until,
+        };
+        let at = |seconds| streams(owners, start + seconds * second);
+        assert_eq!(at(59), missing(&[&b, &c], start + STREAMS_WAIT));
+        assert_eq!(at(60), missing(&[&b], start + second + STREAMS_WAIT));
+        assert_eq!(at(61), Streams::Up);
+        assert_eq!(streams([(&c, Stream::Down)], start), Streams::Up);
+    }
+}
