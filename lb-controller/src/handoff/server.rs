@@ -133,9 +133,11 @@ impl Server {
             let until = stop.child_token();
             let mut nodes = self.nodes.clone();
             let moved = async {
-                let moved = async { nodes.wait_for(|nodes| nodes.own != own).await.map(drop) };
-                _ = until.run_until_cancelled(moved).await;
-                until.cancel();
+                let moved = async { nodes.wait_for(|nodes| nodes.own != own).await.is_ok() };
+                // If nobody tells addresses any more, these stay.
+                if until.run_until_cancelled(moved).await == Some(true) {
+                    until.cancel();
+                }
             };
             tokio::join!(self.listen(own, until.clone()), moved);
             if stop.is_cancelled() {
