@@ -12,13 +12,13 @@ use tonic::{Status, Streaming};
 
 use super::convert::{Malformed, answer, records};
 use super::counts::{Cause, Streams, Tally};
-use super::crew::{self, Others};
+use super::crew;
 use super::dial::{DialError, Dialler};
 use super::message::{Hello, Reason, Refused};
 use super::outbox::{Outbox, Told};
 use super::pace::Pace;
 use super::wire::{self, handoff_client::HandoffClient};
-use super::{RECORDS_MAX, Times};
+use super::{Others, RECORDS_MAX, Times};
 use crate::model::pins::{Batch, Message, Position, Seq, Snapshot};
 use crate::model::template::NodeAddresses;
 
@@ -84,7 +84,7 @@ impl Client {
                     return;
                 }
                 let tally = client.tally.clone();
-                let follow = client.follow(&balancer, addresses);
+                let follow = Box::pin(client.follow(&balancer, addresses));
                 _ = stop.run_until_cancelled(follow).await;
                 tally.note(|streams| streams.remove(&balancer));
             }

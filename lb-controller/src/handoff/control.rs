@@ -5,8 +5,8 @@ use tonic::Streaming;
 
 use super::convert::Malformed;
 use super::message::{Instruction, Report};
+use super::out::{End, Out};
 use super::server::Arrival;
-use super::session::{End, Out};
 use super::wire;
 
 /// Reports that wait to be sent: a change of as many tables at once. If there are more, the core drops the stream, and the

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tonic::Status;
 
+use super::out::{End, Out};
 use super::server::Arrival;
-use super::session::{End, Out};
 use super::{RECORDS_MAX, wire};
 
 /// The call.

@@ -8,11 +8,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::Times;
+use super::{Others, Times};
 use crate::model::template::NodeAddresses;
-
-/// Nodes at other ends, by name.
-pub type Others = BTreeMap<Arc<str>, NodeAddresses>;
 
 /// Keeps a task for each node until stopped. One whose addresses change gets a new task.
 pub(super) async fn keep<F>(
@@ -34,11 +31,11 @@ pub(super) async fn keep<F>(
             stays
         });
         for (node, addresses) in wanted {
-            if !known.contains_key(&node) {
+            known.entry(node).or_insert_with_key(|node| {
                 let stop = stop.child_token();
-                tasks.spawn(begin(Arc::clone(&node), addresses, stop.clone()));
-                known.insert(node, (addresses, stop));
-            }
+                tasks.spawn(begin(Arc::clone(node), addresses, stop.clone()));
+                (addresses, stop)
+            });
         }
         let changed = async {
             loop {

@@ -10,10 +10,10 @@ use tonic::{Status, Streaming};
 
 use super::convert::Malformed;
 use super::counts::{Cause, Streams, Tally};
-use super::crew::{self, Others};
+use super::crew;
 use super::dial::{DialError, Dialler};
 use super::message::{Instruction, Reason, Report};
-use super::wire;
+use super::{Others, wire};
 use crate::model::template::NodeAddresses;
 
 /// Instructions that wait to be sent to one agent. If there are more the core asks later: it repeats what is not done.
@@ -93,7 +93,7 @@ impl ControlClient {
         let begin = |node: Arc<str>, addresses, stop: CancellationToken| {
             let client = self.clone();
             async move {
-                let follow = client.follow(&node, addresses);
+                let follow = Box::pin(client.follow(&node, addresses));
                 _ = stop.run_until_cancelled(follow).await;
                 // One that was up when it was stopped is down now; the core may have gone itself.
                 let was_up = client

@@ -21,6 +21,7 @@ pub mod joiner;
 mod link;
 pub mod manager;
 pub mod message;
+mod out;
 pub mod outbox;
 mod pace;
 pub mod peer;
@@ -86,6 +87,9 @@ impl Default for Times {
         }
     }
 }
+
+/// Nodes at the other ends of streams, by name.
+pub type Others = BTreeMap<Arc<str>, NodeAddresses>;
 
 /// This node and the others, as their objects have them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -141,6 +141,6 @@ fn watch(directory: &Path, changed: &Arc<Notify>) -> Option<notify::RecommendedW
         }
     };
     let mut watcher = notify::recommended_watcher(deliver).ok()?;
-    let watched = watcher.watch(directory, RecursiveMode::NonRecursive);
-    watched.ok().map(|()| watcher)
+    let outcome = watcher.watch(directory, RecursiveMode::NonRecursive);
+    outcome.ok().map(|()| watcher)
 }

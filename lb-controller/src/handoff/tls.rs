@@ -4,11 +4,13 @@
 //! one can follow another. TLS 1.3 only; sessions are not resumed, as a resumed one would be checked against nothing.
 //! Does not know who the peer may be; see [`super::peer`].
 
+mod verifier;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -16,11 +18,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
-    SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 
+use self::verifier::AgentVerifier;
 use super::peer::{AGENT_NAME, Role, node_name};
 
 /// The authorities that peers' certificates are checked against.
@@ -349,56 +349,4 @@ pub(super) fn server_name(node: &str) -> ServerName<'static> {
 
 fn shared_name() -> ServerName<'static> {
     ServerName::try_from(AGENT_NAME).expect("a constant that is a DNS name")
-}
-
-/// Takes an agent's certificate that is for this node, or for agents of all nodes.
-#[derive(Debug)]
-struct AgentVerifier {
-    verify: Arc<WebPkiServerVerifier>,
-}
-
-impl ServerCertVerifier for AgentVerifier {
-    fn verify_server_cert(
-        &self,
-        own: &CertificateDer<'_>,
-        between: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let check = |name: &ServerName<'_>| {
-            self.verify
-                .verify_server_cert(own, between, name, ocsp, now)
-        };
-        match check(name) {
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => check(&shared_name()),
-            outcome => outcome,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verify
-            .verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verify
-            .verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verify.supported_verify_schemes()
-    }
 }

@@ -1,7 +1,6 @@
 //! The messages and stubs that the build script makes of `handoff.proto`.
 
 #![expect(
-    missing_docs,
     unreachable_pub,
     clippy::pedantic,
     reason = "generated code; `handoff.proto` says what it means"

@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use super::certs::{Authority, Pair, pem};
 use crate::handoff::client::Client;
 use crate::handoff::counts::{Cause, ServerCounts, StreamCounts, Streams, Tally};
-use crate::handoff::crew::Others;
 use crate::handoff::dial::Dialler;
 use crate::handoff::message::{Hello, Instruction, Refused, Report};
 use crate::handoff::outbox::Outbox;
@@ -21,7 +20,7 @@ use crate::handoff::peer::Role;
 use crate::handoff::reload::Tls;
 use crate::handoff::server::{ARRIVALS_MAX, Arrival, Server};
 use crate::handoff::tls::Credentials;
-use crate::handoff::{HANDOFF_PORT, Nodes, Times};
+use crate::handoff::{HANDOFF_PORT, Nodes, Others, Times};
 use crate::model::pins::{FlowKey, Incarnation, PINS_MAX, PinnedPod, Receiver, Snapshot, Writer};
 use crate::model::template::NodeAddresses;
 
