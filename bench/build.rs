@@ -1,7 +1,13 @@
-//! Builds the driver programs that run in front of those under test, and says where they are.
+//! Builds the objects that only the benchmarks load, and says where they are: the driver programs that run in front of
+//! those under test, and the programs by a simulated clock.
 
 fn main() -> anyhow::Result<()> {
-    let object = lb_ebpf_build::object("driver")?;
-    println!("cargo::rustc-env=DRIVER_OBJECT={}", object.display());
+    for (bin, name) in [
+        ("driver", "DRIVER_OBJECT"),
+        ("bowline_sim", "SIMULATED_OBJECT"),
+    ] {
+        let object = lb_ebpf_build::object(bin)?;
+        println!("cargo::rustc-env={name}={}", object.display());
+    }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The benchmark harness: `cargo run --release -p bench -- packet|table|control`.
+//! The benchmark harness: `cargo run --release -p bench -- packet|table|control|churn`.
 //!
 //! A suite answers rows; this file prints them, writes them down and compares them with a committed run.
 
@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "what the program answers")]
 
 mod baseline;
+mod churn;
 mod control;
 mod packet;
 mod pin_dir;
@@ -44,6 +45,8 @@ struct Args {
     /// Put this suite's rows into this file, in place of those that it has.
     #[arg(long, value_name = "FILE")]
     write_baseline: Option<PathBuf>,
+    #[command(flatten)]
+    churn: churn::Options,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -54,6 +57,8 @@ enum Suite {
     Table,
     /// From an object to the tables in the maps: latency, start, memory, API writes (needs root).
     Control,
+    /// Flows broken under scripts of changes, in a simulated cluster of real nodes (needs root).
+    Churn,
     /// An agent whose memory is measured: what `control` starts.
     #[value(hide = true)]
     ControlAgent,
@@ -90,6 +95,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Suite::Control | Suite::ControlAgent => {
             ("control/", control::AIMS, control::run(length, &args.only))
         }
+        Suite::Churn => ("churn/", &[], churn::run(length, &args.only, &args.churn)?),
     };
     let report = Report::new(outcome.rows);
     println!("{}", report.table(aims));

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
-use lb_controller::{agent, api, ask, manager};
+use lb_controller::{agent, api, ask, manager, uninstall};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -39,11 +39,7 @@ enum Command {
     /// Programs this node.
     Agent(agent::Options),
     /// Removes all programs and maps of a pin directory: uninstall.
-    Detach {
-        /// Where links and maps are pinned.
-        #[arg(long, default_value = agent::PIN_DIR_DEFAULT)]
-        pin_dir: PathBuf,
-    },
+    Detach(uninstall::Options),
     /// Asks the agent on this machine, and prints its answer.
     Admin(lb_controller::ask::Options),
     /// Loads all programs without attaching them, and prints what the kernel's verifier says.
@@ -91,7 +87,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Admin(options) => return block_on(|_| async { Ok(ask::run(options).await) }),
         Command::Manager(options) => block_on(|stop| manager::run(options, stop))?,
         Command::Agent(options) => block_on(|stop| agent::run(options, stop))?,
-        Command::Detach { pin_dir } => agent::detach(&pin_dir)?,
+        Command::Detach(options) => block_on(|stop| uninstall::run(options, stop))?,
         Command::Verify => agent::verify()?,
         Command::Crds { directory } => crds(directory.as_deref())?,
     }

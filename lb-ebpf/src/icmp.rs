@@ -120,8 +120,8 @@ pub(crate) fn turn_ethernet<X: Frame>(frame: &mut X) -> Option<()> {
 
 /// Tells the client that its packet is too big: fragmentation needed (RFC 1191, section 4) or packet too big (RFC 4443,
 /// section 3.2). IPv4 that may be fragmented gets no answer and is dropped.
-#[inline(never)]
-pub fn too_big<F: Family, X: Frame, T: Shared>(handle: X::Handle, tables: T, mtu: u16) -> Verdict {
+#[inline(always)]
+pub fn too_big<F: Family, X: Frame, T: Shared>(handle: X::Handle, tables: T, mtu: u32) -> Verdict {
     let mut frame = X::open(handle);
     if !F::IS_V6 {
         let Some(ip) = frame.read::<Ipv4>(IP_AT) else {
@@ -136,7 +136,7 @@ pub fn too_big<F: Family, X: Frame, T: Shared>(handle: X::Handle, tables: T, mtu
     } else {
         (kind::UNREACHABLE, kind::FRAGMENTATION_NEEDED)
     };
-    error::<F, X, T, QUOTED>(&mut frame, tables, kind, code, Be32::new(u32::from(mtu)))
+    error::<F, X, T, QUOTED>(&mut frame, tables, kind, code, Be32::new(mtu))
 }
 
 /// Tells the client that nobody serves the port of its datagram (RFC 1122, section 4.1.3.1; RFC 4443, section 3.1).

@@ -11,6 +11,7 @@
 //! | [`frame`] | bounds-checked access to a packet, in the kernel and on the host |
 //! | [`family`] | what differs between IPv4 and IPv6, and nothing else |
 //! | [`hash`] | the keyed flow hash |
+//! | [`parts`] | what the verifier looks at once, by itself |
 //! | [`directory`] | how the record of a service is found |
 //! | [`neighbour`] | who answers for a VIP on the link |
 //! | [`probe`] | the question whether a node and its agent live |
@@ -53,6 +54,7 @@ pub mod hash;
 pub mod icmp;
 pub mod neighbour;
 pub mod own;
+pub mod parts;
 pub mod path;
 pub mod probe;
 pub mod refuse;

@@ -1,34 +1,40 @@
 //! The whole way of one packet through the XDP program.
 //!
 //! ```text
-//! VLAN tags off ─▶ IPv4 or IPv6 ─┬─ TCP, UDP: service? ─▶ balance ─▶ encapsulate, or the owner's decision
+//! VLAN tags off ─▶ IPv4 or IPv6 ─┬─ TCP, UDP, SCTP: service? ─▶ balance ─▶ encapsulate, or the owner's decision
 //!                                ├─ UDP to the Geneve port: ours? ─▶ take off ─▶ the owner's decision
 //!                                └─ fragments, ICMP, options: for a VIP? ─▶ their own way
 //! questions about VIPs by ARP and neighbour discovery, liveness probes ─▶ answered
 //! everything else passes untouched
 //! ```
 
-use crate::abi::{DropReason, Stat, VLAN_DEPTH_MAX, service_flag};
-use crate::balance;
-use crate::decap;
+use core::marker::PhantomData;
+use core::mem::offset_of;
+
+use crate::abi::{CANDIDATES_MAX, DropReason, Stat, VLAN_DEPTH_MAX, service_flag};
+use crate::balance::{self, Look};
 use crate::family::{Family, Next, V4, V6};
 use crate::frame::Frame;
 use crate::icmp;
 use crate::neighbour::{arp, discovery};
-use crate::own::{self, Scratch};
+use crate::parts::{
+    self, Acquaintance, Admit, Arrived, Ask, Deliver, Errand, Geneve, Neighbour, Nobody, Parts,
+    Probe, Refuse, Relay, Stranger, TooBig, Uncommon, Untag, Unusual, Walk,
+};
 use crate::probe;
-use crate::refuse;
-use crate::subject::{self, Finding, IP_AT};
+use crate::subject::{self, IP_AT};
 use crate::tables::{AllTables, Tables};
 use crate::verdict::Verdict;
-use crate::wire::{Be16, Be32, Ipv6, Mac, Ports, ethertype, protocol, tcp_flag};
+use crate::wire::{
+    Be16, Be32, Ipv6, Mac, Ports, Sctp, Tcp, ethertype, protocol, sctp_chunk, tcp_flag,
+};
 
 /// What becomes of a packet; it is rewritten in place. The caller counts drops.
 ///
 /// A packet for a pod of this node comes out of the first half as an arrival, whichever way it came, so that the owner's
 /// decision stands in one place per family.
 #[inline(always)]
-pub fn packet<X: Frame, T: AllTables>(frame: &mut X, tables: T, kind: Be16) -> Verdict {
+pub fn packet<X: Frame, T: Parts<X>>(frame: &mut X, tables: T, kind: Be16) -> Verdict {
     let verdict = if kind == ethertype::IPV4 {
         let verdict = ip::<V4, X, T>(frame, tables);
         rest::<V4, X, T>(frame, tables, verdict)
@@ -36,22 +42,17 @@ pub fn packet<X: Frame, T: AllTables>(frame: &mut X, tables: T, kind: Be16) -> V
         let verdict = ip6::<X, T>(frame.handle(), tables);
         rest::<V6, X, T>(frame, tables, verdict)
     } else if kind == ethertype::ARP {
-        return arp::arrive::<X, T>(frame.handle(), tables);
+        return tables.call::<V4, Neighbour>(frame.handle());
     } else {
         return Verdict::PASS;
     };
     if verdict.is_final() {
         return verdict;
     }
-    let verdict = if verdict == Verdict::ARRIVED_4 || verdict == Verdict::ARRIVED_6 {
-        let Some(mut scratch) = tables.scratch() else {
-            return DropReason::TableFault.into();
-        };
-        if verdict == Verdict::ARRIVED_4 {
-            arrived::<V4, X, T>(frame, tables, &mut scratch)
-        } else {
-            arrived::<V6, X, T>(frame, tables, &mut scratch)
-        }
+    let verdict = if verdict == Verdict::ARRIVED_4 {
+        arrived::<V4, X, T>(frame, tables)
+    } else if verdict == Verdict::ARRIVED_6 {
+        arrived::<V6, X, T>(frame, tables)
     } else {
         verdict
     };
@@ -78,22 +79,67 @@ fn ip6<X: Frame, T: AllTables>(handle: X::Handle, tables: T) -> Verdict {
 
 /// An arrival at a node that may own its flow.
 #[inline(always)]
-fn arrived<F: Family, X: Frame, T: Tables<F>>(
-    frame: &X,
-    tables: T,
-    scratch: &mut Scratch,
-) -> Verdict {
-    let verdict = own::node::<F, X, T>(frame.handle(), tables, scratch);
+fn arrived<F: Family, X: Frame, T: Parts<X> + Tables<F>>(frame: &X, tables: T) -> Verdict {
+    let handle = frame.handle();
+    let mut verdict = tables.call::<F, Arrived>(handle);
+    if verdict == Verdict::UNUSUAL {
+        verdict = tables.call::<F, parts::Subject>(handle);
+        if verdict == Verdict::FOUND {
+            verdict = tables.call::<F, Unusual>(handle);
+        } else if verdict == Verdict::OTHER {
+            return DropReason::EncapMalformed.into();
+        }
+    }
+    // Known: most packets leave here.
+    if verdict.is_final() {
+        return verdict;
+    }
     if verdict == Verdict::STRANGER {
-        own::stranger::<F, X, T>(frame.handle(), tables, scratch)
+        verdict = tables.call::<F, Acquaintance>(handle);
+    }
+    if verdict == Verdict::STRANGER {
+        verdict = tables.call::<F, Stranger>(handle);
+    }
+    if verdict == Verdict::WALK {
+        verdict = tables.call::<F, Walk>(handle);
+        let mut asked = 0;
+        // Each one asked has a place in the list of the asked, so the walk ends before this does.
+        while verdict == Verdict::NEXT && asked <= CANDIDATES_MAX {
+            verdict = tables.call::<F, parts::Next>(handle);
+            if verdict == Verdict::ASK {
+                verdict = tables.call::<F, Ask>(handle);
+            }
+            asked += 1;
+        }
+    }
+    if verdict == Verdict::NOBODY {
+        verdict = tables.call::<F, Nobody>(handle);
+    }
+    if verdict == Verdict::ADMIT {
+        verdict = tables.call::<F, Admit>(handle);
+    }
+    if verdict == Verdict::DELIVER {
+        tables.call::<F, Deliver>(handle)
+    } else if verdict == Verdict::RELAY {
+        tables.call::<F, Relay>(handle)
+    } else if verdict == Verdict::NEXT {
+        DropReason::TableFault.into()
     } else {
         verdict
     }
 }
 
 #[inline(always)]
-fn tell_mtu<F: Family, X: Frame, T: AllTables>(frame: &mut X, tables: T, mtu: u16) -> Verdict {
-    let verdict = icmp::too_big::<F, X, T>(frame.handle(), tables, mtu);
+fn tell_mtu<F: Family, X: Frame, T: Parts<X> + Tables<F>>(
+    frame: &X,
+    tables: T,
+    mtu: u16,
+) -> Verdict {
+    match tables.scratch() {
+        Some(mut scratch) => scratch.mtu = u32::from(mtu),
+        None => return DropReason::TableFault.into(),
+    }
+    let verdict = tables.call::<F, TooBig>(frame.handle());
     if verdict == Verdict::TRANSMIT {
         tables.count(Stat::TooBigSent);
     }
@@ -101,8 +147,8 @@ fn tell_mtu<F: Family, X: Frame, T: AllTables>(frame: &mut X, tables: T, mtu: u1
 }
 
 #[inline(always)]
-fn refuse<F: Family, X: Frame, T: AllTables>(frame: &X, tables: T) -> Verdict {
-    let verdict = refuse::refuse::<F, X, T>(frame.handle(), tables);
+fn refuse<F: Family, X: Frame, T: Parts<X> + Tables<F>>(frame: &X, tables: T) -> Verdict {
+    let verdict = tables.call::<F, Refuse>(frame.handle());
     if verdict == Verdict::TRANSMIT {
         tables.count(Stat::Refused);
     }
@@ -111,28 +157,39 @@ fn refuse<F: Family, X: Frame, T: AllTables>(frame: &X, tables: T) -> Verdict {
 
 /// What [`ip`] leaves to others, called from here so that their stack frames do not stand on its own.
 #[inline(always)]
-fn rest<F: Family, X: Frame, T: AllTables + Tables<F>>(
+fn rest<F: Family, X: Frame, T: Parts<X> + Tables<F>>(
     frame: &X,
     tables: T,
     verdict: Verdict,
 ) -> Verdict {
     if verdict == Verdict::UNCOMMON {
-        let verdict = uncommon::<F, X, T>(frame.handle(), tables);
+        let handle = frame.handle();
+        let verdict = tables.call::<F, Uncommon>(handle);
         if verdict == Verdict::NEIGHBOUR {
-            discovery::arrive::<X, T>(frame.handle(), tables)
-        } else if verdict == Verdict::PROBE {
-            probe::arrive::<F, X, T>(frame.handle(), tables)
+            return tables.call::<F, Neighbour>(handle);
+        }
+        if verdict == Verdict::PROBE {
+            return tables.call::<F, Probe>(handle);
+        }
+        if verdict != Verdict::UNUSUAL {
+            return verdict;
+        }
+        let verdict = tables.call::<F, parts::Subject>(handle);
+        if verdict == Verdict::FOUND {
+            tables.call::<F, Errand>(handle)
+        } else if verdict == Verdict::OTHER {
+            Verdict::PASS
         } else {
             verdict
         }
     } else if verdict == Verdict::GENEVE {
-        geneve::<F, X, T>(frame.handle(), tables)
+        tables.call::<F, Geneve>(frame.handle())
     } else {
         verdict
     }
 }
 
-/// Whole TCP and UDP packets of our services; anything else is not decided here.
+/// Whole TCP, UDP and SCTP packets of our services; anything else is not decided here.
 #[inline(always)]
 fn ip<F: Family, X: Frame, T: AllTables + Tables<F>>(frame: &mut X, tables: T) -> Verdict {
     let Some(ip) = frame.read::<F::Header>(IP_AT) else {
@@ -170,15 +227,14 @@ fn ip<F: Family, X: Frame, T: AllTables + Tables<F>>(frame: &mut X, tables: T) -
         proto,
         pad: [0; 3],
     };
-    let is_first = |frame: &X| {
-        proto == protocol::TCP
-            && frame
-                .read::<u8>(transport_at + 13)
-                .is_some_and(|flags| flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN)
+    let look = Whole::<F, T> {
+        proto,
+        tables,
+        family: PhantomData,
     };
-    let verdict = balance::balance::<F, X, T>(frame, tables, service, &ip, &tuple, is_first);
+    let verdict = balance::balance::<F, X, T>(frame, tables, service, &ip, &tuple, &look);
     if verdict == Verdict::drop(DropReason::NoBackend)
-        && (proto == protocol::UDP || is_first(frame))
+        && (proto == protocol::UDP || look.is_first(frame))
     {
         return if F::IS_V6 {
             Verdict::REFUSE_6
@@ -189,15 +245,43 @@ fn ip<F: Family, X: Frame, T: AllTables + Tables<F>>(frame: &mut X, tables: T) -
     verdict
 }
 
-#[inline(never)]
-fn geneve<F: Family, X: Frame, T: AllTables>(handle: X::Handle, tables: T) -> Verdict {
-    decap::arrive::<F, X, T>(&mut X::open(handle), tables)
+/// A [`Look`] at a packet that is whole.
+struct Whole<F, T> {
+    proto: u8,
+    tables: T,
+    family: PhantomData<F>,
+}
+
+impl<F: Family, X: Frame, T: Tables<F>> Look<X> for Whole<F, T> {
+    #[inline(always)]
+    fn is_first(&self, frame: &X) -> bool {
+        opens(frame, self.proto, IP_AT + F::HEADER_LEN)
+    }
+
+    #[inline(always)]
+    fn pinned(&self, frame: &X) -> u32 {
+        balance::pinned::<F, X, T>(frame.handle(), self.tables)
+    }
+}
+
+/// Whether a packet opens a flow: a SYN without ACK, an INIT. Nobody can tell for UDP.
+#[inline(always)]
+fn opens<X: Frame>(frame: &X, proto: u8, transport_at: usize) -> bool {
+    if proto == protocol::TCP {
+        frame
+            .read::<u8>(transport_at + offset_of!(Tcp, flags))
+            .is_some_and(|flags| flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN)
+    } else if proto == protocol::SCTP {
+        frame.read::<u8>(transport_at + offset_of!(Sctp, chunk)) == Some(sctp_chunk::INIT)
+    } else {
+        false
+    }
 }
 
 /// Fragments, ICMP, options: for VIPs only, everything else passes untouched. What [`rest`] sends on comes out as a verdict
 /// of its own, so that no stack frame stands on this one.
-#[inline(never)]
-fn uncommon<F: Family, X: Frame, T: Tables<F>>(handle: X::Handle, tables: T) -> Verdict {
+#[inline(always)]
+pub(crate) fn uncommon<F: Family, X: Frame, T: Tables<F>>(handle: X::Handle, tables: T) -> Verdict {
     let mut frame = X::open(handle);
     let Some(ip) = frame.read::<F::Header>(IP_AT) else {
         return Verdict::PASS;
@@ -231,19 +315,20 @@ fn uncommon<F: Family, X: Frame, T: Tables<F>>(handle: X::Handle, tables: T) -> 
         tables.count(Stat::EchoAnswered);
         return icmp::echo::<F, X>(&mut frame);
     }
-    let Some(mut scratch) = tables.scratch() else {
-        return DropReason::TableFault.into();
-    };
-    let (_, work) = F::work(&mut scratch);
-    let finding = subject::of::<F, X, T>(frame.handle(), tables, &mut work.subject);
-    if finding == Finding::OTHER {
+    Verdict::UNUSUAL
+}
+
+/// A fragment or an ICMP error for a VIP, once its subject is found.
+#[inline(always)]
+pub(crate) fn errand<F: Family, X: Frame, T: Tables<F>>(handle: X::Handle, tables: T) -> Verdict {
+    let mut frame = X::open(handle);
+    let Some(ip) = frame.read::<F::Header>(IP_AT) else {
         return Verdict::PASS;
-    }
-    if finding != Finding::FOUND {
-        return finding.verdict();
-    }
-    let subject = work.subject;
-    drop(scratch);
+    };
+    let subject = match tables.scratch() {
+        Some(mut scratch) => F::work(&mut scratch).1.subject,
+        None => return DropReason::TableFault.into(),
+    };
     balance::balance_subject::<F, X, T>(&mut frame, tables, &ip, &subject)
 }
 
@@ -266,8 +351,12 @@ fn is_tag(kind: Be16) -> bool {
 
 /// Takes the VLAN tags off a packet for one of our VIPs or for this node's own address; any other stays as it is, with
 /// depth 0.
-#[inline(never)]
-fn untag<X: Frame, T: AllTables>(handle: X::Handle, tables: T, tags: &mut Tags) -> Verdict {
+#[inline(always)]
+pub(crate) fn untag<X: Frame, T: AllTables>(
+    handle: X::Handle,
+    tables: T,
+    tags: &mut Tags,
+) -> Verdict {
     match try_untag(&mut X::open(handle), tables, tags) {
         Ok(()) => Verdict::PASS,
         Err(reason) => reason.into(),
@@ -361,7 +450,7 @@ fn asks_for_vip6<X: Frame, T: AllTables>(frame: &X, tables: T, at: usize) -> boo
     let is_about_neighbour = frame
         .read::<u8>(icmp_at)
         .is_some_and(discovery::is_about_neighbour);
-    let next = frame.read::<u8>(at + core::mem::offset_of!(Ipv6, next));
+    let next = frame.read::<u8>(at + offset_of!(Ipv6, next));
     if !is_about_neighbour || next != Some(V6::ICMP) {
         return false;
     }
@@ -390,17 +479,14 @@ fn retag<X: Frame>(frame: &mut X, tags: &Tags) -> Result<(), DropReason> {
 
 /// The whole way, tags and drop counter included: what the XDP program does.
 #[inline(always)]
-pub fn run<X: Frame, T: AllTables>(frame: &mut X, tables: T) -> Verdict {
+pub fn run<X: Frame, T: Parts<X>>(frame: &mut X, tables: T) -> Verdict {
     let Some(mut kind) = frame.read::<Be16>(12) else {
         return Verdict::PASS;
     };
     let tagged = is_tag(kind);
     if tagged {
         // In the scratch memory, so that the verifier need not look at everything that follows once for each depth.
-        let untagged = match tables.scratch() {
-            Some(mut scratch) => untag::<X, T>(frame.handle(), tables, &mut scratch.tags),
-            None => DropReason::TableFault.into(),
-        };
+        let untagged = tables.call::<V4, Untag>(frame.handle());
         if untagged.drop_reason().is_some() {
             return counted(tables, untagged);
         }

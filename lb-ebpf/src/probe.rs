@@ -54,7 +54,7 @@ pub(crate) fn may_be(proto: u8, ports: Ports) -> bool {
 }
 
 /// Answers a question of our cluster to this node; anything else passes.
-#[inline(never)]
+#[inline(always)]
 pub fn arrive<F: Family, X: Frame, T: Shared>(handle: X::Handle, tables: T) -> Verdict {
     match answer::<F, X, T>(&mut X::open(handle), tables) {
         Some(()) => {

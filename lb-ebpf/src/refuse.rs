@@ -13,14 +13,15 @@ use crate::tables::Shared;
 use crate::verdict::Verdict;
 use crate::wire::{Be16, Be32, Ports, Tcp, protocol, tcp_flag};
 
-/// Turns a SYN into a reset, and a datagram into "port unreachable". The packet is whole and has no IP options.
-#[inline(never)]
+/// Turns a SYN into a reset, and anything else into "port unreachable". The packet is whole and has no IP options.
+#[inline(always)]
 pub fn refuse<F: Family, X: Frame, T: Shared>(handle: X::Handle, tables: T) -> Verdict {
     let mut frame = X::open(handle);
     let Some(ip) = frame.read::<F::Header>(IP_AT) else {
         return DropReason::Truncated.into();
     };
-    if F::proto(&ip) == protocol::UDP {
+    // Of SCTP too: an ABORT would have to carry a checksum over all of it.
+    if F::proto(&ip) != protocol::TCP {
         return icmp::port_unreachable::<F, X, T>(&mut frame, tables);
     }
     match reset::<F, X>(&mut frame, &ip) {

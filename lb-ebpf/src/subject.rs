@@ -8,7 +8,9 @@ use crate::family::{Family, Next};
 use crate::frame::Frame;
 use crate::tables::Tables;
 use crate::verdict::Verdict;
-use crate::wire::{Be16, Be32, Fragment6, Icmp, Ipv4, Ports, Tcp, protocol, tcp_flag};
+use crate::wire::{
+    Be16, Be32, Fragment6, Icmp, Ipv4, Ports, Sctp, Tcp, protocol, sctp_chunk, tcp_flag,
+};
 
 /// Where the IP header starts: VLAN tags are taken off before (see [`crate::path`]).
 pub const IP_AT: usize = 14;
@@ -33,19 +35,20 @@ pub struct Subject<A> {
     pub tuple: Tuple<A>,
     /// The kind of packet.
     pub kind: Kind,
-    /// TCP flags, 0 for anything else.
-    pub tcp_flags: u8,
+    /// TCP flags, or what an SCTP packet amounts to ([`sctp_chunk::flags`]); 0 for anything else.
+    pub flags: u8,
     /// Where the transport header starts (with ICMP: the ICMP header).
     pub transport_at: u16,
-    /// TCP acknowledgement number, in host order, 0 for anything else.
+    /// What the packet answers with, in host order: TCP's acknowledgement number, SCTP's verification tag; 0 for anything
+    /// else.
     pub ack: u32,
 }
 
 impl<A> Subject<A> {
-    /// Whether the packet opens a flow: a SYN without ACK.
+    /// Whether the packet opens a flow: a SYN without ACK, an INIT.
     #[inline(always)]
     pub fn is_first(&self) -> bool {
-        self.tcp_flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN
+        self.flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN
     }
 }
 
@@ -67,15 +70,19 @@ impl Finding {
         Self(2 + reason as u32)
     }
 
-    /// The verdict of a refusal.
+    /// What is to be done next: a refusal is final.
     #[inline(always)]
-    pub const fn verdict(self) -> Verdict {
-        Verdict::drop_number(self.0.wrapping_sub(2))
+    pub(crate) const fn verdict(self) -> Verdict {
+        match self {
+            Self::FOUND => Verdict::FOUND,
+            Self::OTHER => Verdict::OTHER,
+            Self(refused) => Verdict::drop_number(refused.wrapping_sub(2)),
+        }
     }
 }
 
 /// Finds the subject of any packet. Notes the ports of first fragments.
-#[inline(never)]
+#[inline(always)]
 pub fn of<F: Family, X: Frame, T: Tables<F>>(
     handle: X::Handle,
     tables: T,
@@ -95,11 +102,17 @@ pub fn of<F: Family, X: Frame, T: Tables<F>>(
     }
 }
 
-/// Whether this is a TCP or UDP packet that is not fragmented and has no options.
+/// Whether this is a TCP, UDP or SCTP packet that is not fragmented and has no options.
 #[inline(always)]
 pub fn is_whole<F: Family>(ip: &F::Header) -> bool {
     let proto = F::proto(ip);
-    F::next(ip) == Next::Whole && (proto == protocol::TCP || proto == protocol::UDP)
+    F::next(ip) == Next::Whole && has_ports(proto)
+}
+
+/// Whether a protocol has ports, and so Services.
+#[inline(always)]
+pub const fn has_ports(proto: u8) -> bool {
+    proto == protocol::TCP || proto == protocol::UDP || proto == protocol::SCTP
 }
 
 /// The subject of such a packet.
@@ -133,14 +146,20 @@ fn transport<A: Copy, X: Frame>(
 ) -> Finding {
     subject.kind = Kind::Packet;
     subject.transport_at = at as u16;
-    subject.tcp_flags = 0;
+    subject.flags = 0;
     subject.ack = 0;
     if subject.tuple.proto == protocol::TCP {
         let Some(tcp) = frame.read::<Tcp>(at) else {
             return Finding::refused(cut);
         };
-        subject.tcp_flags = tcp.flags;
+        subject.flags = tcp.flags;
         subject.ack = tcp.ack.get();
+    } else if subject.tuple.proto == protocol::SCTP {
+        let Some(sctp) = frame.read::<Sctp>(at) else {
+            return Finding::refused(cut);
+        };
+        subject.flags = sctp_chunk::flags(sctp.chunk);
+        subject.ack = sctp.tag.get();
     }
     Finding::FOUND
 }
@@ -172,7 +191,7 @@ fn fragment<F: Family, X: Frame, T: Tables<F>>(
             header.protocol,
         )
     };
-    if proto != protocol::TCP && proto != protocol::UDP {
+    if !has_ports(proto) {
         return Finding::refused(DropReason::FragmentUnknown);
     }
     let (src, dst) = (F::src(ip), F::dst(ip));
@@ -213,7 +232,7 @@ fn fragment<F: Family, X: Frame, T: Tables<F>>(
         pad: [0; 3],
     };
     subject.kind = Kind::LaterFragment;
-    subject.tcp_flags = 0;
+    subject.flags = 0;
     subject.ack = 0;
     subject.transport_at = at as u16;
     Finding::FOUND
@@ -252,7 +271,7 @@ fn icmp_error<F: Family, X: Frame>(
     if !F::is_valid(&quoted) || F::next(&quoted) != Next::Whole || !sent_by_vip {
         return MALFORMED;
     }
-    if proto != protocol::TCP && proto != protocol::UDP {
+    if !has_ports(proto) {
         return MALFORMED;
     }
     let Some(sent) = frame.read::<Ports>(quoted_at + F::HEADER_LEN) else {
@@ -270,7 +289,7 @@ fn icmp_error<F: Family, X: Frame>(
         pad: [0; 3],
     };
     subject.kind = Kind::IcmpError;
-    subject.tcp_flags = 0;
+    subject.flags = 0;
     subject.ack = 0;
     subject.transport_at = at as u16;
     Finding::FOUND

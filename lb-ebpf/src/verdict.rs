@@ -48,12 +48,44 @@ impl Verdict {
     pub(crate) const REFUSE_4: Self = Self(11);
     /// The same over IPv6.
     pub(crate) const REFUSE_6: Self = Self(12);
-    /// Not final: the owner node does not simply know the flow.
+    /// Not final: the owner node does not simply know the flow, see [`crate::own`].
     pub(crate) const STRANGER: Self = Self(10);
+    /// Not final: other candidates are to be asked.
+    pub(crate) const WALK: Self = Self(15);
+    /// Not final: its subject is to be found, see [`crate::subject`].
+    pub(crate) const UNUSUAL: Self = Self(22);
+    /// Not final: its subject is in the scratch memory.
+    pub(crate) const FOUND: Self = Self(23);
+    /// Not final: it has no subject.
+    pub(crate) const OTHER: Self = Self(24);
+    /// Not final: the next candidate is to be found.
+    pub(crate) const NEXT: Self = Self(20);
+    /// Not final: the target, a pod of this node, is to be asked.
+    pub(crate) const ASK: Self = Self(21);
+    /// Not final: nobody knows the flow.
+    pub(crate) const NOBODY: Self = Self(16);
+    /// Not final: a new flow for the target.
+    pub(crate) const ADMIT: Self = Self(17);
+    /// Not final: goes to the target, a pod of this node.
+    pub(crate) const DELIVER: Self = Self(18);
+    /// Not final: goes to the target, a backend of another node.
+    pub(crate) const RELAY: Self = Self(19);
     /// Not final: neighbour discovery.
     pub(crate) const NEIGHBOUR: Self = Self(13);
     /// Not final: UDP to the port of the liveness probe.
     pub(crate) const PROBE: Self = Self(14);
+
+    /// As it is handed from function to function.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        self.0
+    }
+
+    /// The inverse of [`Verdict::to_word`].
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
 
     /// Dropped for a reason.
     #[inline(always)]
@@ -92,12 +124,6 @@ impl Verdict {
     #[inline(always)]
     pub(crate) const fn drop_number(number: u32) -> Self {
         Self(Self::DROP | (number as u64) << 32)
-    }
-
-    /// The verdict of a drop as [`crate::own::Step`] codes it.
-    #[inline(always)]
-    pub(crate) const fn of_step(step: u64) -> Self {
-        Self(Self::DROP | step >> 32 << 32)
     }
 
     /// Out of the interface with this index; 0: the one that it came in on.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use golden::cases::Case;
 use golden::host::{self, Outgoing};
-use golden::packet::{ACK, Ip, SYN, Tcp, Udp, frame, frame_back};
+use golden::packet::{self, ACK, DATA, Ip, SYN, Sctp, Tcp, Udp, frame, frame_back};
 use golden::scene::{
     CLIENT_PORT, L1, NOW_NS, Net, POD_PORT, PODS, Pod, Proto, R2, SECOND, Scene, addr6, backend_at,
     be32, vip_key4, vip_key6,
@@ -28,7 +28,7 @@ fn net() -> impl Strategy<Value = Net> {
 }
 
 fn proto() -> impl Strategy<Value = Proto> {
-    prop_oneof![Just(Proto::Tcp), Just(Proto::Udp)]
+    prop_oneof![Just(Proto::Tcp), Just(Proto::Udp), Just(Proto::Sctp)]
 }
 
 /// Any segment of a known flow: header fields and data.
@@ -41,6 +41,7 @@ fn transport(proto: Proto, ip: &Ip, from: u16, to: u16, seq: u32, data: &[u8]) -
         }
         .packet(ip),
         Proto::Udp => Udp::new(from, to, data).packet(ip),
+        Proto::Sctp => Sctp::new(from, to, seq, DATA, data).packet(ip),
     }
 }
 
@@ -274,6 +275,10 @@ proptest! {
         let packet = match proto {
             Proto::Tcp => Tcp::new(CLIENT_PORT, proto.port(), flags).frame(&net.ip()),
             Proto::Udp => Udp::new(CLIENT_PORT, proto.port(), b"walk").frame(&net.ip()),
+            Proto::Sctp => {
+                let chunk = if first { packet::INIT } else { DATA };
+                Sctp::new(CLIENT_PORT, proto.port(), 1, chunk, b"walk").frame(&net.ip())
+            }
         };
         let (mut verdict, mut bytes) = xdp(&nodes[0], &packet);
         let mut before: Vec<u32> = Vec::new();

@@ -11,7 +11,9 @@ use lb_controller::source::parse::{Kind, Object, ObjectKey};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::cores::{Node, Who, decoded, resident};
+use super::cores::resident;
+use super::lists::{Who, decoded};
+use super::node::Node;
 use crate::pin_dir::PinDir;
 
 /// What is told, in this order. An agent's lists come at the same time; the tables are what it can do nothing without.

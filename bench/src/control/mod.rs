@@ -9,7 +9,9 @@
 //! agent does not act on its own view of endpoints yet.
 
 mod cores;
+mod lists;
 mod memory;
+mod node;
 mod objects;
 mod server;
 
@@ -181,7 +183,7 @@ fn own(scale: Scale, length: Length) -> anyhow::Result<Vec<Row>> {
     );
     let tables: Vec<_> = cluster.tables()?.into_values().collect();
     rows.push(once("restart", "ms", milliseconds(cluster.restart(&dir)?)));
-    let weighed = memory::weigh(cores::agent_objects(scale), &tables)?;
+    let weighed = memory::weigh(lists::agent_objects(scale), &tables)?;
     rows.push(once("memory", "MB", weighed.resident / 1e6));
     rows.push(once("memory-peak", "MB", weighed.peak / 1e6));
     Ok(rows)

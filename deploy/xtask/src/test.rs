@@ -229,7 +229,7 @@ const LABS: &[&[&str]] = &[
 /// The short form of every suite.
 fn benchmarks() -> anyhow::Result<Tally> {
     let mut total = Tally::default();
-    for suite in ["packet", "table", "control"] {
+    for suite in ["packet", "table", "control", "churn"] {
         total.add(whole(
             Command::new(lab::built("bench")?).args([suite, "--quick"]),
             BENCH_LIMIT,

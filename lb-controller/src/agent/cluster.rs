@@ -1,13 +1,10 @@
-//! The agent's side of the API server: its client, its watches, and the one object that it writes. Moves bytes and time.
+//! The agent's side of the API server: its watches, and the one object that it writes. Moves bytes and time.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use kube::api::{Patch, PatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -27,43 +24,12 @@ const WRITE_MAX: Duration = Duration::from_secs(10);
 /// Events taken at once, so that a burst is one change.
 const BATCH_MAX: usize = 1024;
 
-/// Which API server.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Cluster {
-    /// How to reach the API server; without it and without --manifests, as a pod of the cluster.
-    #[arg(long, value_name = "PATH")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Namespace of Bowline, where its Secret is.
-    #[arg(
-        long,
-        value_name = "NAME",
-        env = "POD_NAMESPACE",
-        default_value = "bowline-system"
-    )]
-    pub namespace: String,
-}
-
 /// Objects of the cluster, as they come.
 pub(super) struct Feed {
     events: mpsc::Receiver<Event>,
     watches: Arc<Watches>,
     /// Ended with it.
     _tasks: JoinSet<()>,
-}
-
-/// A client of the API server; it need not be there yet.
-pub(super) async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
-    let config = match kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path)
-                .with_context(|| format!("kubeconfig {} is of no use", path.display()))?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?
-        }
-        None => Config::incluster().context(
-            "this is no pod of a cluster; give --kubeconfig, or --manifests for a directory",
-        )?,
-    };
-    Ok(Client::try_from(config)?)
 }
 
 impl Feed {

@@ -43,6 +43,7 @@ use crate::dataplane::network::{self, Network};
 use crate::dataplane::pin::PinError;
 use crate::dataplane::stamp::StampWriter;
 use crate::liveness::{self, Gossip, Members};
+use crate::source::kubernetes::Cluster;
 use crate::source::output::Outputs;
 use crate::{admin, serve};
 
@@ -58,7 +59,7 @@ pub struct Options {
     pub manifests: Option<PathBuf>,
     /// Which API server.
     #[command(flatten)]
-    pub cluster: cluster::Cluster,
+    pub cluster: Cluster,
     /// Name of this node, as its Node object has it.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node: String,
@@ -116,7 +117,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let origin = open_origin(&options)?;
     let client = match &origin {
         Origin::Directory { .. } => None,
-        Origin::Cluster => Some(cluster::client(options.cluster.kubeconfig.as_deref()).await?),
+        Origin::Cluster => Some(options.cluster.client().await?),
     };
     let sizes = Sizes {
         flows: options.flows,
@@ -430,11 +431,6 @@ impl Shell {
         let next_hops = Arc::clone(&self.network.next_hops.borrow_and_update());
         self.core.next_hops(next_hops);
     }
-}
-
-/// Removes all programs and maps of a pin directory.
-pub fn detach(pin_dir: &Path) -> anyhow::Result<()> {
-    Ok(attach::detach(pin_dir)?)
 }
 
 /// Prints what the verifier says: one line per program.

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::choose::{From, Node, Uplink, Vip};
+use super::fault;
 use crate::api::address_pool::AddressPool;
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::{LoadBalancerNode, NodeRole, XdpMode};
@@ -47,17 +48,23 @@ pub fn facts(index: &Index, vips: &Tabled, is_live: impl Fn(&str) -> bool) -> Fa
         .iter()
         .map(|advertisement| from(index, advertisement, &mut facts.faults))
         .collect();
-    facts.nodes = index
-        .balancers()
-        .filter(|balancer| balancer.spec.role != NodeRole::Owner)
-        .filter(|balancer| is_eligible(index, balancer) && is_live(name(balancer)))
-        .map(node)
+    facts.nodes = announcers(index)
+        .filter(|node| is_live(&node.name))
         .collect();
     facts.vips = vips
         .iter()
         .map(|(address, services)| vip(index, *address, services, &advertisements))
         .collect();
     facts
+}
+
+/// Nodes that could announce, whether they live or not.
+pub(super) fn announcers(index: &Index) -> impl Iterator<Item = Node> {
+    index
+        .balancers()
+        .filter(|balancer| balancer.spec.role != NodeRole::Owner)
+        .filter(move |balancer| is_eligible(index, balancer))
+        .map(node)
 }
 
 fn name(balancer: &LoadBalancerNode) -> &str {
@@ -95,21 +102,8 @@ fn from(
     faults: &mut Vec<(String, String)>,
 ) -> From {
     let spec = &advertisement.spec;
-    let mut check = |field: &str, selector: &Option<LabelSelector>| {
-        let fault = selector
-            .as_ref()
-            .and_then(|selector| selector::matches(selector, &Labels::new()).err());
-        if let Some(error) = fault {
-            let name = advertisement.metadata.name.clone().unwrap_or_default();
-            faults.push((
-                name,
-                format!("spec.{field} selects nothing: {error}; correct it"),
-            ));
-        }
-    };
-    check("poolSelector", &spec.pool_selector);
-    check("serviceSelector", &spec.service_selector);
-    check("nodeSelector", &spec.node_selector);
+    let name = || advertisement.metadata.name.clone().unwrap_or_default();
+    faults.extend(fault::selectors(spec).map(|fault| (name(), fault.to_string())));
     From {
         nodes: spec.node_selector.as_ref().map(|selector| {
             index
@@ -122,7 +116,8 @@ fn from(
     }
 }
 
-fn fits(selector: &LabelSelector, labels: Option<&Labels>) -> bool {
+/// Whether a selector matches; one that can not be understood matches nothing.
+pub(super) fn fits(selector: &LabelSelector, labels: Option<&Labels>) -> bool {
     let none = Labels::new();
     selector::matches(selector, labels.unwrap_or(&none)).unwrap_or(false)
 }

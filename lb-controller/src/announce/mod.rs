@@ -11,6 +11,7 @@ mod burst;
 pub mod choose;
 mod conflict;
 pub mod facts;
+pub mod fault;
 mod packets;
 
 pub use burst::{Announced, Bursts};

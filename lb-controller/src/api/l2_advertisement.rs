@@ -20,7 +20,8 @@ use super::selector;
     category = "bowline",
     printcolumn = r#"{"name":"Pools","type":"string","jsonPath":".spec.pools"}"#,
     printcolumn = r#"{"name":"Interfaces","type":"string","jsonPath":".spec.interfaces"}"#,
-    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#,
+    printcolumn = r#"{"name":"Why","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].message","priority":1}"#
 )]
 #[serde(rename_all = "camelCase")]
 pub struct L2AdvertisementSpec {
@@ -54,4 +55,10 @@ pub struct L2AdvertisementStatus {
     #[serde(default)]
     #[schemars(schema_with = "selector::conditions_schema")]
     pub conditions: Vec<Condition>,
+}
+
+/// Types of conditions of an advertisement.
+pub mod condition {
+    /// What it names exists.
+    pub const READY: &str = "Ready";
 }

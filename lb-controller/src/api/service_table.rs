@@ -134,6 +134,8 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP; target ports are the ports of the VIP.
+    Sctp,
 }
 
 impl Protocol {
@@ -142,6 +144,7 @@ impl Protocol {
         match self {
             Self::Tcp => lb_ebpf::wire::protocol::TCP,
             Self::Udp => lb_ebpf::wire::protocol::UDP,
+            Self::Sctp => lb_ebpf::wire::protocol::SCTP,
         }
     }
 }
@@ -151,6 +154,7 @@ impl std::fmt::Display for Protocol {
         f.write_str(match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         })
     }
 }

@@ -18,6 +18,8 @@ use super::table::HashTable;
 pub const TCP: u8 = 6;
 /// UDP over IP.
 pub const UDP: u8 = 17;
+/// SCTP over IP.
+pub const SCTP: u8 = 132;
 
 /// After how many ticks without a packet a flow has ended ([`abi::TICK_SHIFT`]: about 1.07 s each).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +67,7 @@ pub fn expired<A>(flow: &Flow<A>, protocol: u8, now_tick: u32, timeouts: &IdleTi
     let closed = both & flow_state::FIN != 0 || either & flow_state::RST != 0;
     let limit = match protocol {
         UDP => timeouts.udp_ticks,
-        TCP if closed => timeouts.closing_ticks,
+        TCP | SCTP if closed => timeouts.closing_ticks,
         _ => timeouts.tcp_ticks,
     };
     idle.cast_unsigned() > limit

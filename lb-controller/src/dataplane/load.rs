@@ -166,6 +166,11 @@ impl Programs {
             _ => Err(ProgramError::NotLoaded),
         }
     }
+
+    /// The loaded object, for those who run its programs themselves: simulators and tests.
+    pub fn into_object(self) -> Ebpf {
+        self.object
+    }
 }
 
 /// Checks what must be there before anything is loaded.

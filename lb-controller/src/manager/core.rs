@@ -2,6 +2,7 @@
 //! here knows where objects come from or where writes go.
 
 mod addresses;
+mod service;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,26 +12,20 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use self::addresses::Addresses;
-use self::view::View;
-use super::status;
 use crate::admin::{Problem, ServiceCounts};
 use crate::api::file::ServiceStatus;
 use crate::api::service_table::ServiceTableSpec;
-use crate::model::assign::{self, Memory};
+use crate::model::assign::Memory;
 use crate::model::retire::{self, Retired};
 use crate::model::service::Service;
 use crate::source::files::Unknown;
 use crate::source::index::{Event, Index, Named};
-use crate::source::parse::{Kind, ObjectKey};
+use crate::source::parse::Kind;
 
 pub use self::addresses::{PoolState, Requests};
 
 /// A Service's table is written at most this often. The first change is written at once.
 const TABLE_PERIOD: Duration = Duration::from_secs(1);
-
-/// The slices of a new Service are written by another controller, some 50 ms after the Service: without them its table
-/// would refuse connections until the next one, [`TABLE_PERIOD`] later. So long are they waited for at most.
-const SLICES_WAIT: Duration = Duration::from_millis(500);
 
 /// Something that should be as it says.
 #[derive(Clone, PartialEq, Debug)]
@@ -295,138 +290,6 @@ impl Core {
         [due, deadline].into_iter().flatten().min()
     }
 
-    /// Brings what is wanted for one Service in line.
-    fn reconcile(&mut self, named: &Named, now: Instant, wall: Timestamp, out: &mut Vec<Write>) {
-        let Some(mut state) = self.services.remove(named) else {
-            return;
-        };
-        if let Some(due) = state.due.take() {
-            self.queue.remove(&(due, named.clone()));
-        }
-        if let Some(deadline) = state.deadline.take() {
-            self.deadlines.remove(&(deadline, named.clone()));
-        }
-        let before = state.table.take();
-        let Some(service) = &state.service else {
-            let key = ObjectKey {
-                kind: Kind::Service,
-                namespace: named.namespace.clone(),
-                name: named.name.clone(),
-            };
-            if self.index.service(named).is_none() && self.unknown.may_exist(&key) {
-                // It may be in a file that can not be understood: its last good table stays.
-                state.table = before;
-                self.services.insert(named.clone(), state);
-                return;
-            }
-            // The Service is gone, or not ours any more: so is what was written. Its state is forgotten with it.
-            self.name_pods(named, before.as_ref(), None);
-            let named = named.clone();
-            out.push(Write::Table {
-                named: named.clone(),
-                table: None,
-            });
-            out.push(Write::Status {
-                named,
-                status: None,
-            });
-            return;
-        };
-        if before.is_none() {
-            let until = *state.waits.get_or_insert(now) + SLICES_WAIT;
-            if now < until && self.lacks_slices(named, service) {
-                state.due = Some(until);
-                self.queue.insert((until, named.clone()));
-                self.services.insert(named.clone(), state);
-                return;
-            }
-        }
-        let slices: Vec<_> = self.index.slices(named).collect();
-        let view = View {
-            index: &self.index,
-            complete: self.unknown.complete(),
-        };
-        let assigned = assign::assign(
-            before.as_ref(),
-            service,
-            &slices,
-            &view,
-            &std::mem::take(&mut state.retired),
-            &mut state.memory,
-            wall,
-        );
-        state.retirement = assigned.retirement;
-        state.deadline = assigned.deadline;
-        if let Some(deadline) = state.deadline {
-            self.deadlines.insert((deadline, named.clone()));
-        }
-        let status = status::of(named, service, &assigned, state.status.as_ref(), wall);
-        if before != assigned.table {
-            if let Some(table) = &assigned.table {
-                tracing::info!(service = %named, version = table.version, "table changes");
-            }
-            out.push(Write::Table {
-                named: named.clone(),
-                table: assigned.table.clone().map(Box::new),
-            });
-            // One that serves nobody yet is followed by the next at once: slices come after their Service.
-            let serves = assigned.table.as_ref().is_some_and(serves_somebody);
-            state.written = serves.then_some(now);
-            self.name_pods(named, before.as_ref(), assigned.table.as_ref());
-        }
-        // The table goes first: what the status promises is there.
-        if state.status.as_ref() != Some(&status) {
-            out.push(Write::Status {
-                named: named.clone(),
-                status: Some(Box::new(status.clone())),
-            });
-            state.status = Some(status);
-        }
-        state.table = assigned.table;
-        self.services.insert(named.clone(), state);
-    }
-
-    /// It selects pods, and some family of its addresses has no slice, not even an empty one.
-    fn lacks_slices(&self, named: &Named, service: &Service) -> bool {
-        let spec = self
-            .index
-            .service(named)
-            .and_then(|object| object.spec.as_ref());
-        let selector = spec.and_then(|spec| spec.selector.as_ref());
-        let has = |family: &str| {
-            let mut slices = self.index.slices(named);
-            slices.any(|slice| slice.address_type == family)
-        };
-        let mut families = service
-            .vips
-            .iter()
-            .map(|vip| if vip.is_ipv4() { "IPv4" } else { "IPv6" });
-        selector.is_some_and(|selector| !selector.is_empty()) && !families.all(has)
-    }
-
-    /// Keeps `named_by` in line with a table that changes.
-    fn name_pods(
-        &mut self,
-        named: &Named,
-        before: Option<&ServiceTableSpec>,
-        after: Option<&ServiceTableSpec>,
-    ) {
-        for pod in before.into_iter().flat_map(|table| &table.pods) {
-            if let Some(names) = self.named_by.get_mut(&pod.uid) {
-                names.remove(named);
-                if names.is_empty() {
-                    self.named_by.remove(&pod.uid);
-                }
-            }
-        }
-        for pod in after.into_iter().flat_map(|table| &table.pods) {
-            self.named_by
-                .entry(pod.uid.clone())
-                .or_default()
-                .insert(named.clone());
-        }
-    }
-
     /// Everything that is wrong with Services and pools.
     pub fn problems(&self) -> Vec<Problem> {
         let of_services = self.services.iter().flat_map(|(named, state)| {
@@ -459,12 +322,6 @@ impl Core {
             failed: 0,
         }
     }
-}
-
-/// Whether some port has a pod for new flows.
-fn serves_somebody(table: &ServiceTableSpec) -> bool {
-    let mut slots = table.groups.iter().flat_map(|group| &group.current);
-    slots.any(Option::is_some)
 }
 
 #[cfg(test)]

@@ -7,28 +7,30 @@
 //!
 //! This file moves bytes and time.
 
+mod advertisements;
+mod conditions;
 mod desk;
 mod elect;
 mod events;
 pub mod lease;
 mod pools;
 mod secret;
+mod statuses;
 mod step;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::desk::Desk;
 use self::events::Notes;
+use self::statuses::Statuses;
 use super::answers::{Found, Shared};
 use super::core::{Core, Requests};
 use super::{SLEEP_MAX, tell};
@@ -44,20 +46,6 @@ const FIELD_MANAGER: &str = "bowline-manager";
 const TELL_PERIOD: Duration = Duration::from_millis(500);
 /// Events taken at once before anything else is done.
 const BATCH_MAX: usize = 1024;
-
-/// A client: of a file, else of the cluster that we run in, else as `kubectl` has it.
-pub async fn client(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<Client> {
-    let config = match kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path).with_context(|| path.display().to_string())?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?
-        }
-        None => Config::infer()
-            .await
-            .context("no cluster is known; run in a pod, or give --kubeconfig or --manifests")?,
-    };
-    Ok(Client::try_from(config)?)
-}
 
 /// Runs until stopped.
 pub(super) async fn run(
@@ -82,7 +70,7 @@ pub(super) async fn run(
     let shell = Shell {
         core: Core::new(Requests::FromPools),
         desk: Desk::new(client.clone(), notes.clone()),
-        pools: pools::Pools::new(client.clone()),
+        statuses: Statuses::new(client.clone()),
         client,
         namespace,
         watches,
@@ -103,7 +91,7 @@ struct Shell {
     watches: Arc<Watches>,
     core: Core,
     desk: Desk,
-    pools: pools::Pools,
+    statuses: Statuses,
     /// Until when we lead.
     until: watch::Receiver<Option<Instant>>,
     /// The core has started as leader.
@@ -140,7 +128,7 @@ impl Shell {
                     self.desk.touch(write.named().clone());
                 }
                 self.desk.pump(&self.core, now);
-                self.pools.work(&self.core, now, wall);
+                self.statuses.work(&self.core, now, wall);
             }
             // All Services are looked through for it, so not after each event.
             if now >= self.tell_at {
@@ -154,6 +142,7 @@ impl Shell {
             let wake = [
                 self.core.next_wake(now, wall).filter(|_| self.leading),
                 self.desk.next_wake(),
+                self.statuses.next_wake().filter(|_| self.leading),
                 *self.until.borrow(),
             ];
             let wake = wake
@@ -325,6 +314,9 @@ impl Shell {
         }
         problems.extend(self.core.problems());
         problems.extend(self.desk.problems());
+        if self.leading {
+            problems.extend(advertisements::problems(self.core.index()));
+        }
         tell(&mut self.told, problems.clone());
         shared.set(Found {
             source: format!(

@@ -25,6 +25,7 @@ use crate::admin::Problem;
 use crate::agent::{PREDECESSOR_POLL, PREDECESSOR_WAIT};
 use crate::serve;
 use crate::source::directory::{Batch, Directory};
+use crate::source::kubernetes::Cluster;
 use crate::source::output::{LockError, Mode, Outputs, lock, replace};
 use crate::source::secret::ClusterSecrets;
 
@@ -38,17 +39,9 @@ pub struct Options {
     /// below it.
     #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
     pub manifests: Option<PathBuf>,
-    /// How to reach the API server; if left out, as pods do, or as kubectl does.
-    #[arg(long, value_name = "PATH")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Namespace of Bowline: its Lease and its Secret are there.
-    #[arg(
-        long,
-        default_value = "bowline-system",
-        env = "POD_NAMESPACE",
-        value_name = "NAME"
-    )]
-    pub namespace: String,
+    /// Which API server.
+    #[command(flatten)]
+    pub cluster: Cluster,
     /// Who this manager is among its replicas; the host's name if left out.
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pub identity: Option<String>,
@@ -83,15 +76,16 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     if let Some(manifests) = &options.manifests {
         standalone(manifests, &shared, &stop).await?;
     } else {
-        let client = kubernetes::client(options.kubeconfig.as_deref()).await?;
+        let client = options.cluster.client().await?;
         let identity = options.identity.unwrap_or_else(|| {
             let host = nix::sys::utsname::uname().map(|name| name.nodename().to_owned());
             let host = host.unwrap_or_default().to_string_lossy().into_owned();
             // Several on one host differ by process.
             format!("{host}-{}", std::process::id())
         });
-        tracing::info!(namespace = options.namespace, identity, "manager starts");
-        let work = kubernetes::run(client, options.namespace, identity, &shared, &stop);
+        let Cluster { namespace, .. } = options.cluster;
+        tracing::info!(namespace, identity, "manager starts");
+        let work = kubernetes::run(client, namespace, identity, &shared, &stop);
         Box::pin(work).await;
     }
     while servers.join_next().await.is_some() {}

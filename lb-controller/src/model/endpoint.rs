@@ -176,7 +176,14 @@ impl Merge<'_> {
             "FQDN" => return,
             other => return self.report(&name, Fault::AddressType(other.into())),
         };
-        let ports = self.target_ports(slice);
+        let (ports, other): (Vec<_>, Vec<_>) = self
+            .target_ports(slice)
+            .into_iter()
+            .partition(|(at, target)| self.can_reach(*at, *target));
+        for (at, target) in other {
+            let port = self.service.ports[at].port;
+            self.report(&name, Fault::SctpPort { port, target });
+        }
         for (number, endpoint) in slice.endpoints.iter().flatten().enumerate() {
             match self.endpoint(family, number, endpoint) {
                 Ok(checked) => self.add(&checked, &ports),
@@ -206,6 +213,15 @@ impl Merge<'_> {
         ports
             .filter_map(|(at, port)| Some((at, named(&port.name, port.protocol)?)))
             .collect()
+    }
+
+    /// Whether packets to a port of the Service can be turned to a target port.
+    fn can_reach(&self, at: usize, target: u16) -> bool {
+        let port = &self.service.ports[at];
+        match port.protocol {
+            Protocol::Tcp | Protocol::Udp => true,
+            Protocol::Sctp => port.port == target,
+        }
     }
 
     /// An endpoint with everything but its port, which is 0.

@@ -119,7 +119,7 @@ pub enum Fault {
         owner: String,
     },
     /// Nothing to balance.
-    #[error("it has no usable port; add one with protocol TCP or UDP to spec.ports")]
+    #[error("it has no usable port; add one with protocol TCP, UDP or SCTP to spec.ports")]
     NoPorts,
     /// Not a port number.
     #[error("port {0} is not from 1 to 65535; correct it")]
@@ -133,12 +133,22 @@ pub enum Fault {
         protocol: Protocol,
     },
     /// A protocol that is not balanced.
-    #[error("port {port} has protocol {protocol}, which is not balanced; use TCP or UDP")]
+    #[error("port {port} has protocol {protocol}, which is not balanced; use TCP, UDP or SCTP")]
     PortProtocol {
         /// The port.
         port: i32,
         /// The protocol.
         protocol: String,
+    },
+    /// The checksum of SCTP covers ports, so they can not be changed on the way.
+    #[error(
+        "port {port}/SCTP has target port {target} and gets no traffic; for SCTP both must be equal"
+    )]
+    SctpPort {
+        /// The port of the VIP.
+        port: u16,
+        /// That of the endpoints.
+        target: u16,
     },
     /// Not a range.
     #[error(
@@ -278,6 +288,7 @@ impl Fault {
             Self::TooManyPods(_) => "TooManyPods",
             Self::HistoryFull(_) => "HistoryFull",
             Self::NoEndpoints { .. } | Self::NoLocalEndpoints { .. } => "NoEndpoints",
+            Self::SctpPort { .. } => "SctpPort",
             Self::TableUnreadable(_) => "TableUnreadable",
         }
     }

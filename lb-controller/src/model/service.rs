@@ -236,6 +236,7 @@ pub(super) fn protocol(name: Option<&str>) -> Result<Protocol, String> {
     match name {
         None | Some("TCP") => Ok(Protocol::Tcp),
         Some("UDP") => Ok(Protocol::Udp),
+        Some("SCTP") => Ok(Protocol::Sctp),
         Some(other) => Err(other.to_owned()),
     }
 }
@@ -314,7 +315,7 @@ mod tests {
 
     #[test]
     fn each_mistake_has_its_sentence_and_the_rest_works() {
-        let yaml = "198.51.100.1, 198.51.100.2, 127.0.0.1, nonsense\nports: [{port: 80}, {port: 80}, {port: 0}, {port: 70000}, {port: 5, protocol: SCTP}]\nexternalTrafficPolicy: Local";
+        let yaml = "198.51.100.1, 198.51.100.2, 127.0.0.1, nonsense\nports: [{port: 80}, {port: 80}, {port: 0}, {port: 70000}, {port: 5, protocol: DCCP}]\nexternalTrafficPolicy: Local";
         let service = service(yaml).unwrap();
         assert_eq!((service.vips.len(), service.ports.len()), (1, 1));
         assert_eq!(service.fatal(), None);
@@ -327,7 +328,7 @@ mod tests {
                 "Service shop/web: port 80/TCP is there twice and the second is ignored; remove one of them",
                 "Service shop/web: port 0 is not from 1 to 65535; correct it",
                 "Service shop/web: port 70000 is not from 1 to 65535; correct it",
-                "Service shop/web: port 5 has protocol SCTP, which is not balanced; use TCP or UDP",
+                "Service shop/web: port 5 has protocol DCCP, which is not balanced; use TCP, UDP or SCTP",
             ]
         );
     }

@@ -1,12 +1,15 @@
 //! All objects, and which Services a change concerns. No I/O: [`Index::apply`], [`Index::delete`] and [`Index::reset`]
 //! are all there is to it, and each says whether anything changed. The result does not depend on their order.
 
+mod relations;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
+use self::relations::{Relations, service_of, uid_of};
 use super::parse::{Kind, Object, ObjectKey};
 use super::serving::Serving;
 use crate::api::address_pool::AddressPool;
@@ -14,8 +17,7 @@ use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::LoadBalancerNode;
 use crate::api::service_table::ServiceTable;
 
-/// Label of a slice that names its Service.
-pub(super) const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+pub(super) use self::relations::SERVICE_LABEL;
 
 /// Namespace and name.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -80,22 +82,14 @@ impl Changed {
 #[derive(Clone, Debug, Default)]
 pub struct Index {
     objects: BTreeMap<ObjectKey, Object>,
-    /// Names of slices by Service.
-    slices: BTreeMap<Named, BTreeSet<String>>,
-    /// Services by the pods that their slices name. Counted, since several slices may name one pod.
-    users: BTreeMap<Named, BTreeMap<Named, usize>>,
-    /// Pods by UID. More than one only while a pod is defined twice under different names.
-    uids: BTreeMap<String, BTreeSet<Named>>,
+    relations: Relations,
     changed: Changed,
 }
 
 impl PartialEq for Index {
     /// Equal when they hold the same objects, whatever has changed on the way.
     fn eq(&self, other: &Self) -> bool {
-        self.objects == other.objects
-            && self.slices == other.slices
-            && self.users == other.users
-            && self.uids == other.uids
+        self.objects == other.objects && self.relations == other.relations
     }
 }
 
@@ -106,7 +100,7 @@ impl Index {
             return false;
         }
         self.unlink(&key);
-        self.link(&key, &object);
+        self.relations.link(&key, &object);
         let marked = key.clone();
         let is_new = self.objects.insert(key, object).is_none();
         self.changed.node_names |= is_new && marked.kind == Kind::Node;
@@ -300,7 +294,7 @@ impl Index {
 
     /// The Pod of a UID.
     pub fn pod_by_uid(&self, uid: &str) -> Option<&Pod> {
-        self.pod(self.uids.get(uid)?.first()?)
+        self.pod(self.relations.pod_of(uid)?)
     }
 
     /// The slices of a Service, by name.
@@ -320,17 +314,13 @@ impl Index {
 
     fn slice_objects(&self, service: &Named) -> impl Iterator<Item = &Object> {
         let namespace = service.namespace.clone();
-        self.slices
-            .get(service)
-            .into_iter()
-            .flatten()
-            .filter_map(move |name| {
-                let named = Named {
-                    namespace: namespace.clone(),
-                    name: name.clone(),
-                };
-                self.get(Kind::EndpointSlice, &named)
-            })
+        self.relations.slices_of(service).filter_map(move |name| {
+            let named = Named {
+                namespace: namespace.clone(),
+                name: name.clone(),
+            };
+            self.get(Kind::EndpointSlice, &named)
+        })
     }
 
     fn get(&self, kind: Kind, Named { namespace, name }: &Named) -> Option<&Object> {
@@ -358,7 +348,7 @@ impl Index {
                 self.changed
                     .pods
                     .extend(self.objects.get(key).and_then(uid_of));
-                let users = self.users.get(&named).into_iter().flat_map(BTreeMap::keys);
+                let users = self.relations.users_of(&named);
                 self.changed.services.extend(users.cloned());
             }
             Kind::EndpointSlice => self
@@ -374,117 +364,9 @@ impl Index {
         }
     }
 
-    fn link(&mut self, key: &ObjectKey, object: &Object) {
-        if let Some(uid) = uid_of(object) {
-            let named = Named {
-                namespace: key.namespace.clone(),
-                name: key.name.clone(),
-            };
-            self.uids.entry(uid).or_default().insert(named);
-        }
-        let Some(service) = service_of(object) else {
-            return;
-        };
-        self.slices
-            .entry(service.clone())
-            .or_default()
-            .insert(key.name.clone());
-        for pod in pods_of(object) {
-            *self
-                .users
-                .entry(pod)
-                .or_default()
-                .entry(service.clone())
-                .or_default() += 1;
-        }
-    }
-
     fn unlink(&mut self, key: &ObjectKey) {
-        if let Some(uid) = self.objects.get(key).and_then(uid_of) {
-            let named = Named {
-                namespace: key.namespace.clone(),
-                name: key.name.clone(),
-            };
-            if let Some(names) = self.uids.get_mut(&uid) {
-                names.remove(&named);
-                if names.is_empty() {
-                    self.uids.remove(&uid);
-                }
-            }
-            // A pod that is replaced by one of the same name has gone.
-            self.changed.pods.insert(uid);
-        }
-        let Some((pods, service)) = self
-            .objects
-            .get(key)
-            .and_then(|object| Some((pods_of(object), service_of(object)?)))
-        else {
-            return;
-        };
-        // A slice that moves to another Service concerns the one that it leaves.
-        self.changed.services.insert(service.clone());
-        if let Some(names) = self.slices.get_mut(&service) {
-            names.remove(&key.name);
-            if names.is_empty() {
-                self.slices.remove(&service);
-            }
-        }
-        for pod in pods {
-            let Some(users) = self.users.get_mut(&pod) else {
-                continue;
-            };
-            if let Some(count) = users.get_mut(&service) {
-                *count -= 1;
-                if *count == 0 {
-                    users.remove(&service);
-                }
-            }
-            if users.is_empty() {
-                self.users.remove(&pod);
-            }
+        if let Some(object) = self.objects.get(key) {
+            self.relations.unlink(key, object, &mut self.changed);
         }
     }
-}
-
-/// The UID of a pod.
-fn uid_of(object: &Object) -> Option<String> {
-    let Object::Pod(pod) = object else {
-        return None;
-    };
-    pod.metadata.uid.clone()
-}
-
-/// The Service of a slice.
-fn service_of(object: &Object) -> Option<Named> {
-    let slice = match object {
-        Object::EndpointSlice(slice) => slice,
-        Object::Serving(serving) => return Some(serving.service.clone()),
-        _ => return None,
-    };
-    let name = slice.metadata.labels.as_ref()?.get(SERVICE_LABEL)?.clone();
-    Some(Named {
-        namespace: slice.metadata.namespace.clone().unwrap_or_default(),
-        name,
-    })
-}
-
-/// The pods of a slice.
-fn pods_of(object: &Object) -> Vec<Named> {
-    let Object::EndpointSlice(slice) = object else {
-        return Vec::new();
-    };
-    let namespace = slice.metadata.namespace.clone().unwrap_or_default();
-    let targets = slice
-        .endpoints
-        .iter()
-        .flatten()
-        .filter_map(|endpoint| endpoint.target_ref.as_ref());
-    targets
-        .filter(|target| target.kind.as_deref() == Some("Pod"))
-        .filter_map(|target| target.name.clone())
-        .map(|name| Named {
-            namespace: namespace.clone(),
-            name,
-        })
-        .collect()
 }

@@ -9,6 +9,7 @@
 //! and resource. When the queue is full its watches wait, and the API server keeps what they do not read.
 //! Knows nothing of what objects mean.
 
+mod access;
 mod state;
 mod strip;
 mod wanted;
@@ -36,6 +37,7 @@ use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::LoadBalancerNode;
 use crate::api::service_table::ServiceTable;
 
+pub use self::access::Cluster;
 pub use self::state::{State, Watches};
 pub(crate) use self::state::{causes, refusal};
 pub use self::wanted::{Wanted, agent, manager};

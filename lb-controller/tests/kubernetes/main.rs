@@ -2,6 +2,7 @@
 //! One control plane for all, each test in a namespace of its own; each shows a row of the contract with Kubernetes.
 
 mod addresses;
+mod advertisements;
 mod mistakes;
 mod permissions;
 mod services;
@@ -30,6 +31,7 @@ async fn the_contract_with_kubernetes_holds() {
         mistakes::five_thousand_endpoints(&world),
     );
     addresses::pools_that_shrink_and_pools_that_are_wrong(&world).await;
+    advertisements::wrong_ones_say_why_and_since_when(&world).await;
     permissions::writes(&mut world).await;
     trouble::a_restart_changes_nothing(&mut world).await;
     trouble::the_secret_is_made(&world).await;

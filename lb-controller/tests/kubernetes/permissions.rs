@@ -1,6 +1,7 @@
 //! Every verb of both roles in `deploy/kustomize`, the test that needs it, and a run without it that fails there.
 
 use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::time::Duration;
 
 use k8s_openapi::api::authorization::v1::SubjectAccessReview;
@@ -8,11 +9,14 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kube::api::{DeleteParams, Patch, PatchParams};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
 use lb_controller::api::address_pool::AddressPool;
+use lb_controller::api::l2_advertisement::L2Advertisement;
 use lb_controller::api::load_balancer_node::{LoadBalancerNode, LoadBalancerNodeSpec};
 use lb_controller::source::kubernetes::{self, EVENTS_MAX, Wanted, follow};
 use rig::{ControlPlane, Options, User};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -52,6 +56,9 @@ const MANAGER: Rows = &[
     ("endpointslices.discovery.k8s.io", READ),
     ("addresspools.bowline.dev", READ),
     ("addresspools/status.bowline.dev", &[("patch", Write)]),
+    ("l2advertisements.bowline.dev", READ),
+    ("l2advertisements/status.bowline.dev", &[("patch", Write)]),
+    ("loadbalancernodes.bowline.dev", READ),
     (
         "servicetables.bowline.dev",
         &[
@@ -370,7 +377,7 @@ pub(crate) async fn writes(world: &mut World) {
     let place = world.place("rights").await;
     place.endpoint("web", "p1", "10.8.0.1").await;
     objects(world, &place).await;
-    pools(world).await;
+    statuses(world).await;
     events(world, &place).await;
     leases(world).await;
     secrets(world).await;
@@ -409,22 +416,35 @@ async fn objects(world: &World, place: &Place) {
     place.gone("a").await;
 }
 
-async fn pools(world: &World) {
+async fn statuses(world: &World) {
     let pools = Api::<AddressPool>::all(world.client.clone());
-    let rights = Rights::take(world, "addresspools/status.bowline.dev", "patch").await;
-    create(
-        &pools,
-        json!({ "metadata": { "name": "untold" }, "spec": { "addresses": ["203.0.113.200/32"], "autoAssign": false } }),
-    )
-    .await;
-    rights.says("status can not be written").await;
+    let pool = json!({ "metadata": { "name": "untold" }, "spec": { "addresses": ["203.0.113.200/32"], "autoAssign": false } });
+    let has_status = |pool: AddressPool| pool.status.is_some();
+    status(world, &pools, pool, has_status).await;
+    let advertisements = Api::<L2Advertisement>::all(world.client.clone());
+    let advertisement = json!({ "metadata": { "name": "untold" }, "spec": { "pools": ["main"] } });
+    let has_status = |advertisement: L2Advertisement| advertisement.status.is_some();
+    status(world, &advertisements, advertisement, has_status).await;
+}
+
+/// The status of an object of our own, which is gone afterwards.
+async fn status<K>(world: &World, api: &Api<K>, object: Value, has_status: fn(K) -> bool)
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + Debug,
+{
+    let resource = format!("{}/status.bowline.dev", K::plural(&()));
+    let rights = Rights::take(world, &resource, "patch").await;
+    create(api, object).await;
+    let why = format!("permission is missing: verb patch on {resource}");
+    rights
+        .says(&format!("status can not be written: {why}"))
+        .await;
     rights.give_back().await;
-    until("its status", || async {
-        pools.get("untold").await.unwrap().status
+    until(&format!("{resource} is written"), || async {
+        has_status(api.get("untold").await.unwrap()).then_some(())
     })
     .await;
-    pools
-        .delete("untold", &DeleteParams::default())
+    api.delete("untold", &DeleteParams::default())
         .await
         .unwrap();
 }

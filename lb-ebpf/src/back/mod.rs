@@ -2,19 +2,21 @@
 //!
 //! Runs at egress on interfaces that lead out of the node. The kernel's helpers change checksums there, since replies
 //! carry partial checksums and segments still to be cut. What leaves the pod also tells what the pod thinks of the flow:
-//! SYN-ACKs note their sequence numbers, anything else promotes a half-open flow, FIN and RST end one.
+//! SYN-ACKs note their sequence numbers (INIT ACKs of SCTP their tags), anything else promotes a half-open flow, FIN and RST end one.
 
 mod mss;
 
-use crate::abi::{
-    Flow, FragmentKey, FragmentPorts, Stat, TICK_SHIFT, Tuple, flow_flag, flow_state, mark,
-};
+use core::mem::offset_of;
+
+use crate::abi::{Flow, FragmentKey, FragmentPorts, Stat, TICK_SHIFT, Tuple, flow_state};
 use crate::checksum;
 use crate::family::{Family, Next, V4, V6};
-use crate::own::{flow_ends, promote};
-use crate::subject::{IP_AT, is_icmp_error};
+use crate::own::{flags_of, flow_ends, promote};
+use crate::subject::{IP_AT, has_ports, is_icmp_error};
 use crate::tables::{AllTables, Tables};
-use crate::wire::{Be16, Be32, Fragment6, Icmp, Ipv4, Ports, Tcp, ethertype, protocol, tcp_flag};
+use crate::wire::{
+    Be16, Be32, Fragment6, Icmp, Ipv4, Ports, Sctp, Tcp, ethertype, protocol, sctp_chunk, tcp_flag,
+};
 
 /// A packet on its way out, with the kernel's view of its checksums.
 pub trait Skb {
@@ -79,7 +81,7 @@ fn turn<F: Family, S: Skb, T: Tables<F>>(skb: &mut S, tables: T) -> Option<()> {
     let proto = F::proto(&ip);
     let at = IP_AT + F::HEADER_LEN;
     match F::next(&ip) {
-        Next::Whole if proto == protocol::TCP || proto == protocol::UDP => {
+        Next::Whole if has_ports(proto) => {
             let vip = packet::<F, S, T>(skb, tables, &ip, proto, at)?;
             rewrite::<F, S>(skb, &ip, proto, at, vip)
         }
@@ -114,10 +116,13 @@ fn packet<F: Family, S: Skb, T: Tables<F>>(
     proto: u8,
     at: usize,
 ) -> Option<Vip<F::Addr>> {
-    let (ports, flags) = if proto == protocol::TCP {
-        (skb.read::<Ports>(at)?, skb.read::<u8>(at + 13)?)
+    let ports = skb.read::<Ports>(at)?;
+    let flags = if proto == protocol::TCP {
+        skb.read::<u8>(at + offset_of!(Tcp, flags))?
+    } else if proto == protocol::SCTP {
+        sctp_chunk::flags(skb.read::<u8>(at + offset_of!(Sctp, chunk))?)
     } else {
-        (skb.read::<Ports>(at)?, 0)
+        0
     };
     let key = key::<F>(ip, ports, proto);
     let tick = (tables.now_ns() >> TICK_SHIFT) as u32;
@@ -141,7 +146,7 @@ fn packet<F: Family, S: Skb, T: Tables<F>>(
         Some(vip) => vip,
         None => half_open::<F, S, T>(skb, tables, &key, (ip, at), flags, tick)?,
     };
-    if flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN | tcp_flag::ACK {
+    if proto == protocol::TCP && is_answer(flags) {
         let limit = if F::IS_V6 {
             tables.config().mss6
         } else {
@@ -163,22 +168,25 @@ fn half_open<F: Family, S: Skb, T: Tables<F>>(
     flags: u8,
     tick: u32,
 ) -> Option<Vip<F::Addr>> {
-    let is_syn_ack = flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN | tcp_flag::ACK;
-    let tcp = if is_syn_ack {
-        Some(skb.read::<Tcp>(at)?)
-    } else {
+    let is_answer = is_answer(flags);
+    // A SYN-ACK's sequence number and the highest one that leaves with it; an INIT ACK's tag, which nothing adds to.
+    let answer = if !is_answer {
         None
+    } else if key.proto == protocol::SCTP {
+        let tag = skb.read::<Be32>(at + size_of::<Sctp>())?.get();
+        Some((tag, tag))
+    } else {
+        let tcp = skb.read::<Tcp>(at)?;
+        let seq = tcp.seq.get();
+        let len = payload_len::<F>(ip, &tcp);
+        Some((seq, seq.wrapping_add(1).wrapping_add(len)))
     };
     let (vip, flow) = tables.half_open(key, |half_open| {
         half_open.seen = tick;
-        if let Some(tcp) = tcp {
-            note_syn_ack(half_open, tcp.seq.get(), payload_len::<F>(ip, &tcp));
+        if let Some((isn, high)) = answer {
+            note_answer(half_open, isn, high);
         }
-        let flags = if half_open.mark & mark::DEVIATION != 0 {
-            flow_flag::DEVIATION
-        } else {
-            0
-        };
+        let flags = flags_of(half_open.mark);
         let flow = Flow {
             seen: tick,
             vip: half_open.vip,
@@ -196,7 +204,7 @@ fn half_open<F: Family, S: Skb, T: Tables<F>>(
             flow,
         )
     })?;
-    if !is_syn_ack && flags & tcp_flag::RST == 0 {
+    if !is_answer && flags & tcp_flag::RST == 0 {
         promote::<F, T>(
             tables,
             key,
@@ -209,6 +217,12 @@ fn half_open<F: Family, S: Skb, T: Tables<F>>(
     Some(vip)
 }
 
+/// Whether a packet answers one that opens a flow: a SYN-ACK, an INIT ACK.
+#[inline(always)]
+const fn is_answer(flags: u8) -> bool {
+    flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN | tcp_flag::ACK
+}
+
 /// Bytes of data in a segment.
 #[inline(always)]
 fn payload_len<F: Family>(ip: &F::Header, tcp: &Tcp) -> u32 {
@@ -216,10 +230,9 @@ fn payload_len<F: Family>(ip: &F::Header, tcp: &Tcp) -> u32 {
     (F::total_len(ip) as u32).saturating_sub(F::HEADER_LEN as u32 + header)
 }
 
-/// Keeps the sequence numbers of the last two different SYN-ACKs, and the highest that left the pod.
+/// Keeps the numbers of the last two different answers, and the highest that left the pod.
 #[inline(always)]
-fn note_syn_ack<A>(half_open: &mut crate::abi::HalfOpen<A>, isn: u32, payload_len: u32) {
-    let high = isn.wrapping_add(1).wrapping_add(payload_len);
+fn note_answer<A>(half_open: &mut crate::abi::HalfOpen<A>, isn: u32, high: u32) {
     if half_open.answers > 0 && half_open.isn[0] == isn {
         if high.wrapping_sub(half_open.high) as i32 > 0 {
             half_open.high = high;
@@ -242,6 +255,10 @@ fn rewrite<F: Family, S: Skb>(
     at: usize,
     vip: Vip<F::Addr>,
 ) -> Option<()> {
+    if proto == protocol::SCTP {
+        // Its checksum covers no addresses, and its port is the VIP's.
+        return source::<F, S>(skb, ip, vip.addr);
+    }
     let (checksum_at, pseudo, data) = if proto == protocol::TCP {
         (at + 16, Covers::PseudoHeader, Covers::Data)
     } else {
@@ -263,7 +280,7 @@ fn rewrite<F: Family, S: Skb>(
 fn source<F: Family, S: Skb>(skb: &mut S, ip: &F::Header, vip: F::Addr) -> Option<()> {
     if !F::IS_V6 {
         skb.update_header(
-            IP_AT + core::mem::offset_of!(Ipv4, checksum),
+            IP_AT + offset_of!(Ipv4, checksum),
             F::delta(F::src(ip), vip),
         )?;
     }
@@ -291,7 +308,7 @@ fn fragment<F: Family, S: Skb, T: Tables<F>>(skb: &mut S, tables: T, ip: &F::Hea
             IP_AT + F::HEADER_LEN,
         )
     };
-    if proto != protocol::TCP && proto != protocol::UDP {
+    if !has_ports(proto) {
         return None;
     }
     let fragments = FragmentKey {
@@ -358,13 +375,13 @@ fn icmp_error<F: Family, S: Skb, T: Tables<F>>(
     let mut delta =
         address + checksum::delta(u32::from(ports.dst.raw()), u32::from(vip.port.raw()));
     if !F::IS_V6 {
-        let at = quoted_at + core::mem::offset_of!(Ipv4, checksum);
+        let at = quoted_at + offset_of!(Ipv4, checksum);
         let old = skb.read::<u16>(at)?;
         let new = checksum::update(old, address);
         delta += checksum::delta(u32::from(old), u32::from(new));
         skb.write(at, new)?;
     }
-    let checksum_at = icmp_at + core::mem::offset_of!(Icmp, checksum);
+    let checksum_at = icmp_at + offset_of!(Icmp, checksum);
     skb.update_transport(checksum_at, delta, Covers::Data)?;
     if F::IS_V6 {
         skb.update_transport(checksum_at, address, Covers::PseudoHeader)?;

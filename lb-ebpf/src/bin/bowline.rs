@@ -9,8 +9,10 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_ebpf::frame::Frame;
 use lb_ebpf::{back, path};
 
+mod clock;
 mod maps;
 mod packets;
+mod parts;
 mod tables;
 
 use packets::{Outgoing, XdpFrame};

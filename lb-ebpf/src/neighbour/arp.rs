@@ -21,7 +21,7 @@ pub const LEN: usize = 14 + size_of::<Arp>();
 pub(crate) const TARGET_AT: usize = core::mem::offset_of!(Arp, target);
 
 /// An ARP packet: a request for a VIP is answered or dropped, anything else passes.
-#[inline(never)]
+#[inline(always)]
 pub fn arrive<X: Frame, T: AllTables>(handle: X::Handle, tables: T) -> Verdict {
     let mut frame = X::open(handle);
     let Some(arp) = frame.read::<Arp>(IP_AT) else {

@@ -52,7 +52,7 @@ pub(crate) const fn is_about_neighbour(kind: u8) -> bool {
 }
 
 /// A solicitation for a VIP is answered or dropped, anything else passes.
-#[inline(never)]
+#[inline(always)]
 pub fn arrive<X: Frame, T: AllTables>(handle: X::Handle, tables: T) -> Verdict {
     let mut frame = X::open(handle);
     let Some(ip) = frame.read::<Ipv6>(IP_AT) else {

@@ -1,15 +1,16 @@
 //! First packets: to the pod that has already answered, admitted for the pod that is named, or decided afresh.
 
 use super::know::{Knowledge, flow_key, is_closing, know, tick};
-use super::{Step, Target, Work, service_of};
+use super::{Scratch, Target, Work, service_of};
 use crate::abi::{
-    DropReason, FirstPod, HALF_OPEN_IDLE_TICKS, HalfOpen, LocalKey, Stat, backend_flag,
+    DropReason, FirstPod, HALF_OPEN_IDLE_TICKS, HalfOpen, LocalKey, Stat, backend_flag, mark,
 };
 use crate::balance;
 use crate::decap::Arrival;
 use crate::family::Family;
 use crate::subject::Kind;
 use crate::tables::Tables;
+use crate::verdict::Verdict;
 
 /// Whether the pod and port that a packet names live here.
 #[inline(always)]
@@ -25,7 +26,7 @@ pub(super) fn lives_here<F: Family, T: Tables<F>>(tables: T, target: &Target<F::
 
 /// Whether another pod of this node than the one that is named has answered the client's SYN and knows the flow; it is the
 /// target then.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn answered<F: Family, T: Tables<F>>(
     tables: T,
     work: &mut Work<F::Addr>,
@@ -59,72 +60,63 @@ pub(super) fn answered<F: Family, T: Tables<F>>(
     false
 }
 
-/// A SYN: for the pod that has already answered it, or admitted for the pod that is named.
-///
-/// With a stack frame of its own: inlined, it would make the caller's larger, on which those of the walk stand. Along a
-/// chain of calls the verifier allows 512 bytes, and kernel 6.1 rounds every frame up to 32.
-#[inline(never)]
+/// A SYN: to be admitted for the pod that is named, if that lives here.
+#[inline(always)]
 pub(super) fn first<F: Family, T: Tables<F>>(
     tables: T,
     arrival: &mut Arrival,
     work: &mut Work<F::Addr>,
     now_ns: u64,
-) -> Step {
-    if answered::<F, T>(tables, work, now_ns) {
-        return Step::DELIVER;
+) -> Verdict {
+    // A pin may be older than the end of its flow: then the client opens another one with the same ports.
+    let is_outlived =
+        arrival.mark & mark::PINNED != 0 && know::<F, T>(tables, work, now_ns) != Knowledge::Known;
+    if !is_outlived && lives_here::<F, T>(tables, &work.target) {
+        return Verdict::ADMIT;
     }
-    if !lives_here::<F, T>(tables, &work.target)
-        && let Err(step) = afresh::<F, T>(tables, arrival, work)
-    {
-        return step;
+    match afresh::<F, T>(tables, arrival, work) {
+        Ok(verdict) => verdict,
+        Err(reason) => reason.into(),
     }
-    admit::<F, T>(tables, work, now_ns)
 }
 
-/// A first packet for a pod that is not here: this node decides by its own tables, once. The target becomes
-/// one of its own pods, or the error says what else to do.
+/// A first packet for a pod that is not here: this node decides by its own tables, once.
 #[inline(always)]
 fn afresh<F: Family, T: Tables<F>>(
     tables: T,
     arrival: &mut Arrival,
     work: &mut Work<F::Addr>,
-) -> Result<(), Step> {
+) -> Result<Verdict, DropReason> {
     let Work {
         subject, target, ..
     } = work;
-    let no_such_pod = Step::drop(DropReason::NoSuchPod);
     if !arrival.asked.is_empty() {
-        return Err(no_such_pod);
+        return Err(DropReason::NoSuchPod);
     }
-    let service = service_of::<F, T>(&tables, subject).ok_or(no_such_pod)?;
+    let service = service_of::<F, T>(&tables, subject).ok_or(DropReason::NoSuchPod)?;
     let hash = balance::flow_hash::<F, T>(tables, &subject.tuple, &service.current);
-    let backend_id = balance::choose(&tables, service, hash, || true)?;
-    let backend = tables.backend(backend_id).ok_or(DropReason::TableFault)?;
-    if backend.identity == arrival.identity {
-        return Err(no_such_pod);
+    let choice = balance::choose(&tables, service, hash, || true)?;
+    let backend = tables
+        .backend(choice.backend)
+        .ok_or(DropReason::TableFault)?;
+    if backend.identity == arrival.identity && arrival.mark & mark::PINNED == 0 {
+        return Err(DropReason::NoSuchPod);
     }
     tables.count(Stat::DecidedAfresh);
     arrival.asked.push(arrival.identity);
+    target.mark = choice.mark | balance::track(service);
     if backend.flags & backend_flag::LOCAL == 0 {
-        target.backend = backend_id;
-        target.mark = 0;
-        return Err(Step::RELAY);
+        target.backend = choice.backend;
+        return Ok(Verdict::RELAY);
     }
     target.aim::<F>(backend);
-    if lives_here::<F, T>(tables, target) {
-        Ok(())
-    } else {
-        Err(no_such_pod)
-    }
+    Ok(Verdict::ADMIT)
 }
 
-/// Delivers to the pod that is named, if it lives here, and notes the flow as half-open.
-#[inline(never)]
-pub(super) fn admit<F: Family, T: Tables<F>>(
-    tables: T,
-    work: &mut Work<F::Addr>,
-    now_ns: u64,
-) -> Step {
+/// A new flow for the target, if that lives here: noted as half-open.
+#[inline(always)]
+pub(crate) fn admit<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) -> Verdict {
+    let (_, work) = F::work(scratch);
     work.key = flow_key::<F>(&work.subject, work.target.pod, work.target.port);
     let Work {
         subject,
@@ -137,7 +129,7 @@ pub(super) fn admit<F: Family, T: Tables<F>>(
     let Target {
         pod,
         port,
-        mark,
+        mark: carried,
         identity,
         ..
     } = *target;
@@ -148,7 +140,7 @@ pub(super) fn admit<F: Family, T: Tables<F>>(
         return DropReason::IcmpUnknownFlow.into();
     }
     let (vip, vip_port) = (subject.tuple.dst, subject.tuple.ports.dst);
-    let tick = tick(now_ns);
+    let tick = tick(tables.now_ns());
     let established = tables.flow(key, |flow| {
         if is_closing(flow) || flow.identity != identity {
             Knowledge::Closing
@@ -161,7 +153,7 @@ pub(super) fn admit<F: Family, T: Tables<F>>(
     match established {
         Some(Knowledge::InUse) => return DropReason::TupleInUse.into(),
         // The pod's challenge ACK settles what the client thinks (RFC 5961, section 4).
-        Some(Knowledge::Known) => return Step::DELIVER,
+        Some(Knowledge::Known) => return Verdict::DELIVER,
         Some(Knowledge::Closing) => tables.remove_flow(key),
         Some(Knowledge::Unknown) | None => {}
     }
@@ -187,7 +179,7 @@ pub(super) fn admit<F: Family, T: Tables<F>>(
                 vip,
                 vip_port,
                 answers: 0,
-                mark,
+                mark: carried & mark::REPORTED,
                 identity,
                 isn: [0; 2],
                 high: 0,
@@ -205,5 +197,5 @@ pub(super) fn admit<F: Family, T: Tables<F>>(
         };
         tables.insert_first(&subject.tuple, first);
     }
-    Step::DELIVER
+    Verdict::DELIVER
 }

@@ -1,7 +1,7 @@
 //! What this node knows about a flow and one of its pods: the flow table and the half-open flows.
 
 use super::Work;
-use crate::abi::{Flow, HalfOpen, Stat, TICK_SHIFT, Tuple, flow_flag, flow_state, mark};
+use crate::abi::{Event, Flow, HalfOpen, Stat, TICK_SHIFT, Tuple, flow_flag, flow_state, mark};
 use crate::family::Family;
 use crate::subject::{Kind, Subject};
 use crate::tables::Tables;
@@ -80,7 +80,7 @@ pub fn know<F: Family, T: Tables<F>>(
         if is_closing(flow) {
             return Knowledge::Closing;
         }
-        let ends = flow_ends(subject.tcp_flags);
+        let ends = flow_ends(subject.flags);
         if ends != 0 {
             flow.client |= ends;
         }
@@ -108,7 +108,7 @@ fn know_half_open<F: Family, T: Tables<F>>(
     } = work;
     let identity = target.identity;
     let (vip, vip_port) = (subject.tuple.dst, subject.tuple.ports.dst);
-    let mut deviation = 0;
+    let mut flags = 0;
     let mut acknowledged = false;
     let known = tables.half_open(key, |half_open| {
         if half_open.identity != identity {
@@ -117,23 +117,23 @@ fn know_half_open<F: Family, T: Tables<F>>(
         if half_open.vip != vip || half_open.vip_port != vip_port {
             return Knowledge::InUse;
         }
-        if subject.tuple.proto == protocol::TCP
-            && subject.kind == Kind::Packet
-            && subject.tcp_flags & tcp_flag::ACK != 0
-        {
-            acknowledged = acknowledges(half_open, subject.ack);
+        // SCTP's reset may reflect the sender's own tag (RFC 9260, section 8.5.1), so an ABORT answers nothing.
+        if subject.kind == Kind::Packet && subject.flags & tcp_flag::ACK != 0 {
+            acknowledged = if subject.tuple.proto == protocol::SCTP {
+                carries_tag(half_open, subject.ack)
+            } else {
+                acknowledges(half_open, subject.ack)
+            };
             if !acknowledged {
                 return Knowledge::Unknown;
             }
         }
-        if half_open.mark & mark::DEVIATION != 0 {
-            deviation = flow_flag::DEVIATION;
-        }
+        flags = flags_of(half_open.mark);
         half_open.seen = tick;
         Knowledge::Known
     });
     if acknowledged {
-        let client = flow_ends(subject.tcp_flags);
+        let client = flow_ends(subject.flags);
         *flow = Flow {
             seen: tick,
             vip,
@@ -141,7 +141,7 @@ fn know_half_open<F: Family, T: Tables<F>>(
             client,
             pod: 0,
             identity,
-            flags: deviation,
+            flags,
         };
         promote::<F, T>(tables, key, flow);
     }
@@ -154,9 +154,48 @@ pub fn promote<F: Family, T: Tables<F>>(tables: T, key: &Tuple<F::Addr>, flow: &
     if tables.insert_flow(key, flow) {
         tables.remove_half_open(key);
         tables.count(Stat::Promoted);
+        if flow.flags & (flow_flag::DEVIATION | flow_flag::TRACK) != 0 {
+            report::<F, T>(tables, key, flow);
+        }
     } else {
         tables.count(Stat::FlowTableFull);
     }
+}
+
+/// The flags of a flow by the mark of its half-open entry.
+#[inline(always)]
+pub(crate) const fn flags_of(carried: u8) -> u32 {
+    let mut flags = 0;
+    if carried & mark::PINNED != 0 {
+        flags |= flow_flag::PINNED;
+    }
+    if carried & mark::DEVIATION != 0 {
+        flags |= flow_flag::DEVIATION;
+    }
+    if carried & mark::TRACK != 0 {
+        flags |= flow_flag::TRACK;
+    }
+    flags
+}
+
+/// Tells the agent of a flow that it has to pin.
+#[inline(never)]
+fn report<F: Family, T: Tables<F>>(tables: T, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
+    let event = Event {
+        client: F::mapped(key.src),
+        vip: F::mapped(flow.vip),
+        pod: F::mapped(key.dst),
+        ports: Ports {
+            src: key.ports.src,
+            dst: flow.vip_port,
+        },
+        pod_port: key.ports.dst,
+        proto: key.proto,
+        is_v6: u8::from(F::IS_V6),
+        identity: flow.identity,
+        flags: flow.flags,
+    };
+    tables.report(&event);
 }
 
 /// Whether an acknowledgement is above one of the SYN-ACKs and not above the highest sequence number that left the pod
@@ -171,6 +210,14 @@ fn acknowledges<A>(half_open: &HalfOpen<A>, ack: u32) -> bool {
     newest || older
 }
 
+/// Whether a verification tag is the one that one of the INIT ACKs has asked for (RFC 9260, section 8.5).
+#[inline(always)]
+fn carries_tag<A>(half_open: &HalfOpen<A>, tag: u32) -> bool {
+    let newest = half_open.answers > 0 && tag == half_open.isn[0];
+    let older = half_open.answers > 1 && tag == half_open.isn[1];
+    newest || older
+}
+
 /// Both sides have sent FIN, or one has reset the connection.
 #[inline(always)]
 pub const fn is_closing<A>(flow: &Flow<A>) -> bool {
@@ -179,13 +226,13 @@ pub const fn is_closing<A>(flow: &Flow<A>) -> bool {
 
 /// The bits that a segment's flags set on its sender's side of a flow.
 #[inline(always)]
-pub const fn flow_ends(tcp_flags: u8) -> u8 {
-    let fin = if tcp_flags & tcp_flag::FIN != 0 {
+pub const fn flow_ends(flags: u8) -> u8 {
+    let fin = if flags & tcp_flag::FIN != 0 {
         flow_state::FIN
     } else {
         0
     };
-    let rst = if tcp_flags & tcp_flag::RST != 0 {
+    let rst = if flags & tcp_flag::RST != 0 {
         flow_state::RST
     } else {
         0

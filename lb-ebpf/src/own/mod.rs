@@ -3,11 +3,27 @@
 //! The packet is as the client sent it, whether it came encapsulated or was for a pod of this node from the start. The
 //! node whose pod owns the flow is the only authority on it: a packet of a flow that nobody here knows is passed on to the
 //! next candidate, and nobody is asked twice.
+//!
+//! ```text
+//! node ─┬─ unusual: its subject is found first
+//!       ├─ known ────────────────────────────────────────────────▶ delivered
+//!       ├─ acquaintance: another pod here has answered ──────────▶ deliver
+//!       └─ stranger ─┬─ a first packet, or one marked so ────────▶ admit ─▶ deliver
+//!                    └─ walk ─▶ next ─┬─ a pod here ─▶ ask ─┬─ knows it ─▶ deliver
+//!                                ▲    │                     │
+//!                                └────┼─────────────────────┘
+//!                                     ├─ another node may know it ─────▶ relay
+//!                                     └─ nobody ─┬─ new here, or there ─▶ admit, relay
+//!                                                └─ held back
+//! ```
+//! Each stage is a part by itself ([`crate::parts`]); a verdict that is not final names the next one, and what it must know
+//! is in the scratch memory. So no stage stands on another's stack: along a chain of calls the verifier allows 512 bytes.
 
 mod admit;
 mod know;
 mod walk;
 
+pub(crate) use know::flags_of;
 pub use know::{Knowledge, flow_ends, is_closing, know, promote};
 
 use crate::abi::{
@@ -27,21 +43,22 @@ use crate::tables::Tables;
 use crate::verdict::Verdict;
 use crate::wire::{Addr6, Be16, Be32};
 
-use admit::{admit, answered, first};
-use walk::walk;
+pub(crate) use admit::admit;
+use admit::{answered, first};
+pub(crate) use walk::{ask, next, nobody, walk};
 
-/// Where a packet goes, beside the verdict of [`decide`].
+/// Where a packet goes, beside the verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Target<A> {
-    /// [`Step::DELIVER`]: the pod.
+    /// The pod, of this node.
     pub pod: A,
     /// Its port.
     pub port: Be16,
-    /// [`Step::RELAY`]: the mark byte to send; for admissions the one that came.
+    /// The mark byte to send to another node; for admissions the one that came.
     pub mark: u8,
     /// Identity of the pod and port.
     pub identity: u32,
-    /// [`Step::RELAY`]: the backend.
+    /// The backend, of another node.
     pub backend: u32,
 }
 
@@ -55,38 +72,13 @@ impl<A> Target<A> {
     }
 }
 
-/// What to do with a packet at the owner node, in one word (see [`Verdict`]).
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Step(u64);
-
-impl Step {
-    /// To a pod of this node.
-    pub const DELIVER: Self = Self(0);
-    /// To a backend of another node, with the list of those asked.
-    pub const RELAY: Self = Self(1);
-
-    /// Dropped for a reason.
-    #[inline(always)]
-    pub const fn drop(reason: DropReason) -> Self {
-        Self(2 | (reason as u64) << 32)
-    }
-}
-
-impl From<DropReason> for Step {
-    #[inline(always)]
-    fn from(reason: DropReason) -> Self {
-        Self::drop(reason)
-    }
-}
-
 /// The arrival that a packet for a backend of this node would have had.
 #[inline(always)]
-pub fn at_backend<F: Family>(backend: &Backend) -> Arrival {
+pub fn at_backend<F: Family>(backend: &Backend, mark: u8) -> Arrival {
     Arrival {
         pod: F::mapped(address::<F>(backend)),
         port: backend.port,
-        mark: 0,
+        mark,
         is_v6: u8::from(F::IS_V6),
         identity: backend.identity,
         asked: Asked::NOBODY,
@@ -118,6 +110,10 @@ pub struct Work<A> {
     pub half_open: HalfOpen<A>,
     /// An entry to be written.
     pub first: FirstPod<A>,
+    /// The pod that it came for, while others are asked.
+    pub named: Target<A>,
+    /// 1: no other node is asked, but those that have pinned the flow.
+    pub stays: u32,
     /// The closing owner's place among the asked, or 0.
     pub closing_at: u32,
     /// What this node knows of the flow, unless the packet is a first one.
@@ -131,6 +127,8 @@ pub struct Scratch {
     pub arrival: Arrival,
     /// VLAN tags taken off.
     pub tags: Tags,
+    /// The MTU to tell the sender of a packet that is too big.
+    pub mtu: u32,
     /// For IPv4.
     pub v4: Work<Be32>,
     /// For IPv6.
@@ -138,8 +136,8 @@ pub struct Scratch {
 }
 
 /// A packet that has reached a node which may own its flow: delivered if the flow is known. Otherwise
-/// [`Verdict::STRANGER`], and what was found is in the scratch memory for [`stranger`].
-#[inline(never)]
+/// [`Verdict::STRANGER`], and what was found is in the scratch memory.
+#[inline(always)]
 pub fn node<F: Family, X: Frame, T: Tables<F>>(
     handle: X::Handle,
     tables: T,
@@ -153,18 +151,35 @@ pub fn node<F: Family, X: Frame, T: Tables<F>>(
         return DropReason::Truncated.into();
     }
     let (arrival, work) = F::work(scratch);
-    // Most are whole, and a call costs a tenth of what is done for them here.
-    let finding = if subject::is_whole::<F>(&ip) {
-        subject::whole::<F, X>(&frame, &ip, &mut work.subject)
-    } else {
-        subject::of::<F, X, T>(handle, tables, &mut work.subject)
-    };
-    if finding == Finding::OTHER {
-        return DropReason::EncapMalformed.into();
+    // Most are whole.
+    if !subject::is_whole::<F>(&ip) {
+        return Verdict::UNUSUAL;
     }
+    let finding = subject::whole::<F, X>(&frame, &ip, &mut work.subject);
     if finding != Finding::FOUND {
         return finding.verdict();
     }
+    own::<F, X, T>(&mut frame, tables, arrival, work)
+}
+
+/// The rest of [`node`] for a packet whose subject took some finding: a fragment or an ICMP error.
+#[inline(always)]
+pub fn unusual<F: Family, X: Frame, T: Tables<F>>(
+    handle: X::Handle,
+    tables: T,
+    scratch: &mut Scratch,
+) -> Verdict {
+    let (arrival, work) = F::work(scratch);
+    own::<F, X, T>(&mut X::open(handle), tables, arrival, work)
+}
+
+#[inline(always)]
+fn own<F: Family, X: Frame, T: Tables<F>>(
+    frame: &mut X,
+    tables: T,
+    arrival: &Arrival,
+    work: &mut Work<F::Addr>,
+) -> Verdict {
     let Arrival {
         port,
         mark,
@@ -184,66 +199,54 @@ pub fn node<F: Family, X: Frame, T: Tables<F>>(
     let knowledge = know::<F, T>(tables, work, tables.now_ns());
     if knowledge == Knowledge::Known {
         tables.count(deliver::stat(work.subject.kind));
-        return deliver::to_pod::<F, X>(&mut frame, work);
+        return deliver::to_pod::<F, X>(frame, work);
     }
     work.knowledge = knowledge;
     Verdict::STRANGER
 }
 
-/// A packet that [`node`] did not deliver: decides, then acts. Apart from it, since every packet of a known flow would pay
-/// for the calls and the stack that this takes.
-#[inline(never)]
-pub fn stranger<F: Family, X: Frame, T: Tables<F>>(
+/// A packet that [`node`] did not deliver: delivered if another pod here has answered the client. Otherwise still
+/// [`Verdict::STRANGER`].
+#[inline(always)]
+pub fn acquaintance<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) -> Verdict {
+    let (arrival, work) = F::work(scratch);
+    // A pod of this node, though the tables may have forgotten it, as they do under policy Local.
+    let may_be = work.subject.is_first()
+        || work.knowledge == Knowledge::Unknown && arrival.mark & mark::ADMIT == 0;
+    if may_be && answered::<F, T>(tables, work, tables.now_ns()) {
+        Verdict::DELIVER
+    } else {
+        Verdict::STRANGER
+    }
+}
+
+/// A packet that nobody here simply knows.
+#[inline(always)]
+pub fn stranger<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) -> Verdict {
+    let (arrival, work) = F::work(scratch);
+    if work.subject.is_first() {
+        return first::<F, T>(tables, arrival, work, tables.now_ns());
+    }
+    let knowledge = work.knowledge;
+    match knowledge {
+        Knowledge::Known => Verdict::DELIVER,
+        Knowledge::InUse => DropReason::TupleInUse.into(),
+        Knowledge::Closing if closing_owner(arrival) == Some(arrival.identity) => Verdict::DELIVER,
+        Knowledge::Unknown if arrival.mark & mark::ADMIT != 0 => Verdict::ADMIT,
+        Knowledge::Closing | Knowledge::Unknown => Verdict::WALK,
+    }
+}
+
+/// Delivers to the target.
+#[inline(always)]
+pub fn deliver<F: Family, X: Frame, T: Tables<F>>(
     handle: X::Handle,
     tables: T,
     scratch: &mut Scratch,
 ) -> Verdict {
-    let (arrival, work) = F::work(scratch);
-    let step = decide::<F, T>(tables, arrival, work);
-    if step == Step::DELIVER {
-        tables.count(deliver::stat(work.subject.kind));
-        return deliver_stranger::<F, X>(handle, work);
-    }
-    if step == Step::RELAY {
-        return relay::<F, X, T>(handle, tables, work, &arrival.asked);
-    }
-    Verdict::of_step(step.0)
-}
-
-/// With a stack frame of its own, apart from those of the walk.
-#[inline(never)]
-fn deliver_stranger<F: Family, X: Frame>(handle: X::Handle, work: &Work<F::Addr>) -> Verdict {
+    let (_, work) = F::work(scratch);
+    tables.count(deliver::stat(work.subject.kind));
     deliver::to_pod::<F, X>(&mut X::open(handle), work)
-}
-
-/// What to do with a packet that opens a flow, or whose flow this node does not simply know.
-///
-/// Writes flow state (admissions, first sights) and nothing of the packet.
-#[inline(always)]
-fn decide<F: Family, T: Tables<F>>(
-    tables: T,
-    arrival: &mut Arrival,
-    work: &mut Work<F::Addr>,
-) -> Step {
-    let now_ns = tables.now_ns();
-    if work.subject.is_first() {
-        return first::<F, T>(tables, arrival, work, now_ns);
-    }
-    let knowledge = work.knowledge;
-    match knowledge {
-        Knowledge::Known => Step::DELIVER,
-        Knowledge::InUse => DropReason::TupleInUse.into(),
-        Knowledge::Closing if closing_owner(arrival) == Some(arrival.identity) => Step::DELIVER,
-        Knowledge::Unknown if arrival.mark & mark::ADMIT != 0 => {
-            admit::<F, T>(tables, work, now_ns)
-        }
-        // A pod of this node, though the tables may have forgotten it, as they do under policy Local.
-        Knowledge::Unknown if answered::<F, T>(tables, work, now_ns) => Step::DELIVER,
-        Knowledge::Closing | Knowledge::Unknown => {
-            let closing = knowledge == Knowledge::Closing;
-            walk::<F, T>(tables, arrival, work, closing, now_ns)
-        }
-    }
 }
 
 /// The closing owner that the mark names.
@@ -265,14 +268,14 @@ fn service_of<'a, F: Family, T: Tables<F>>(
     tables.service(&F::service_key(dst, ports.dst, proto))
 }
 
-/// Passes the packet on to a backend of another node.
-#[inline(never)]
-fn relay<F: Family, X: Frame, T: Tables<F>>(
+/// Passes the packet on to the target, a backend of another node.
+#[inline(always)]
+pub fn relay<F: Family, X: Frame, T: Tables<F>>(
     handle: X::Handle,
     tables: T,
-    work: &Work<F::Addr>,
-    asked: &Asked,
+    scratch: &mut Scratch,
 ) -> Verdict {
+    let (arrival, work) = F::work(scratch);
     let Work {
         subject, target, ..
     } = work;
@@ -297,5 +300,5 @@ fn relay<F: Family, X: Frame, T: Tables<F>>(
         mark: target.mark,
     };
     tables.count(Stat::Relayed);
-    balance::send::<F, X>(&mut frame, backend, carried, asked)
+    balance::send::<F, X>(&mut frame, backend, carried, &arrival.asked)
 }

@@ -119,6 +119,7 @@ fn tuple<A: Address>(tuple: &Tuple<A>) -> String {
     let proto = match proto {
         6 => "tcp",
         17 => "udp",
+        132 => "sctp",
         _ => "other",
     };
     let (from, to) = (end(*src, ports.src.get()), end(*dst, ports.dst.get()));

@@ -14,8 +14,14 @@ pub(crate) const RST: u8 = 4;
 pub(crate) const PSH: u8 = 8;
 pub(crate) const ACK: u8 = 16;
 
+/// A chunk of SCTP with data.
+pub(crate) const DATA: u8 = 0;
+/// The chunk that opens an association.
+pub(crate) const INIT: u8 = 1;
+
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
 
 /// RFC 1071, big endian words.
 pub(crate) fn checksum(bytes: &[u8]) -> u16 {
@@ -235,6 +241,63 @@ impl Udp {
     pub(crate) fn packet(&self, ip: &Ip) -> Vec<u8> {
         ip.around(UDP, &self.bytes(ip))
     }
+}
+
+/// An SCTP packet with one chunk.
+#[derive(Clone, Debug)]
+pub(crate) struct Sctp {
+    pub(crate) from: u16,
+    pub(crate) to: u16,
+    pub(crate) tag: u32,
+    pub(crate) chunk: u8,
+    pub(crate) value: Vec<u8>,
+}
+
+impl Sctp {
+    pub(crate) fn new(from: u16, to: u16, tag: u32, chunk: u8, value: &[u8]) -> Self {
+        let value = value.to_vec();
+        Self {
+            from,
+            to,
+            tag,
+            chunk,
+            value,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(self.from.to_be_bytes());
+        bytes.extend(self.to.to_be_bytes());
+        bytes.extend(self.tag.to_be_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend([self.chunk, 0]);
+        bytes.extend((4 + self.value.len() as u16).to_be_bytes());
+        bytes.extend(&self.value);
+        let crc = crc32c(&bytes).to_le_bytes();
+        bytes[8..12].copy_from_slice(&crc);
+        bytes
+    }
+
+    pub(crate) fn packet(&self, ip: &Ip) -> Vec<u8> {
+        ip.around(SCTP, &self.bytes())
+    }
+
+    pub(crate) fn frame(&self, ip: &Ip) -> Vec<u8> {
+        frame(&self.packet(ip))
+    }
+}
+
+/// RFC 9260, appendix A.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = crc >> 1 ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
+        }
+    }
+    !crc
 }
 
 /// ICMP or `ICMPv6`, whichever goes with the addresses.

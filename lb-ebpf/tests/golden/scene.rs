@@ -1,7 +1,8 @@
 //! What the tables of one node hold when a packet comes: two nodes' worth of names, and few of each.
 //!
 //! Every flow of a family leads to the same slot: tables have one row. Slots 0 to 2 (IPv4) and 3 to 5 (IPv6) are those of
-//! the current table and of two previous ones. TCP port 80 and UDP port 53 of the VIPs are one group of pods, port 8080.
+//! the current table and of two previous ones. TCP port 80, UDP port 53 and SCTP port 8080 of the VIPs are one group of pods, port
+//! 8080.
 //! One file, since every case builds on these names and a reader of one wants all of them in view.
 
 use std::net::IpAddr;
@@ -14,7 +15,7 @@ use lb_ebpf::abi::{
 use lb_ebpf::tables::memory::Memory;
 use lb_ebpf::wire::{Addr6, Be16, Be32, Ports};
 
-use super::packet::{self, Encap, Ip, NODE, Named, Tcp, Udp};
+use super::packet::{self, Encap, Ip, NODE, Named, Sctp, Tcp, Udp};
 
 pub(crate) const SECRET: [u8; 8] = [0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7];
 pub(crate) const OLD_SECRET: [u8; 8] = [0xb0, 0xb1, 0xb2, 0xb3, 0xb4, 0xb5, 0xb6, 0xb7];
@@ -266,10 +267,11 @@ impl Scene {
     }
 
     fn add_services(&mut self) {
-        let ports = [(HTTP, 6), (HTTP_ALSO, 6), (DNS, 17)];
+        let ports = [(HTTP, 6), (HTTP_ALSO, 6), (DNS, 17), (POD_PORT, 132)];
         for (place, (port, proto)) in ports.into_iter().enumerate() {
             let entry = ServiceEntry {
                 id: place as u32 + 1,
+                flags: service_flag::STREAMS_UP,
                 slot_count: 3,
                 current: TableRef {
                     rows: 0,
@@ -574,11 +576,13 @@ impl std::fmt::Display for Pod {
     }
 }
 
-/// The two services of the scenes, and a second port of the first.
+/// The services of the scenes. (The first has a second port.)
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Proto {
     Tcp,
     Udp,
+    /// On the pods' own port, as SCTP must be.
+    Sctp,
 }
 
 impl Proto {
@@ -588,12 +592,14 @@ impl Proto {
         match self {
             Self::Tcp => HTTP,
             Self::Udp => DNS,
+            Self::Sctp => POD_PORT,
         }
     }
     pub(crate) fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
+            Self::Sctp => 132,
         }
     }
     /// A client's packet in the middle of a flow.
@@ -613,6 +619,7 @@ impl Proto {
             }
             .bytes(ip),
             Self::Udp => Udp::new(from, to, b"an odd number of bytes, odd").bytes(ip),
+            Self::Sctp => Sctp::new(from, to, 5001, packet::DATA, b"a datum of 16 b.").bytes(),
         }
     }
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::*;
 use crate::api::address_pool::AddressPool;
+use crate::source::parse::ObjectKey;
 
 const SERVICES: usize = 1_000;
 

@@ -309,3 +309,27 @@ fn published_though_not_ready_means_what_ready_says() {
         ["a@10.0.0.1:8080", "b@10.0.0.2:8080"]
     );
 }
+
+#[test]
+fn sctp_is_served_where_the_target_port_is_the_port() {
+    let service = service(
+        "[{name: same, port: 3868, protocol: SCTP}, {name: other, port: 3869, protocol: SCTP}]",
+    );
+    let targets =
+        "[{name: same, port: 3868, protocol: SCTP}, {name: other, port: 9000, protocol: SCTP}]";
+    let slice = slice(
+        "IPv4",
+        targets,
+        &format!("[{}]", endpoint("a", "10.0.0.1", "")),
+    );
+    let endpoints = Endpoints::merge(&service, &[&slice], &Known::new(&["a"], &["n1"]));
+    assert_eq!(usable(&endpoints, Family::IPv4), ["a@10.0.0.1:3868"]);
+    assert!(endpoints.usable(Family::IPv4, 1).is_empty());
+    let problems: Vec<_> = endpoints.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems,
+        [
+            "EndpointSlice shop/web-1: port 3869/SCTP has target port 9000 and gets no traffic; for SCTP both must be equal"
+        ]
+    );
+}

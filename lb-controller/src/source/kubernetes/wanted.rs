@@ -47,6 +47,8 @@ pub fn manager() -> Vec<Wanted> {
         Wanted::Namespaces,
         Wanted::Pods,
         Wanted::AddressPools,
+        Wanted::L2Advertisements,
+        Wanted::LoadBalancerNodes,
         Wanted::ServiceTables,
     ]
 }

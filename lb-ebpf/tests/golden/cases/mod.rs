@@ -5,8 +5,10 @@ mod balance;
 mod icmp;
 mod neighbour;
 mod owner;
+mod pins;
 mod policy;
 mod relay;
+mod sctp;
 mod shapes;
 
 use lb_ebpf::abi::{DropReason, Stat};
@@ -28,6 +30,8 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<Case>)> {
         ("neighbour", neighbour::cases()),
         ("policy", policy::cases()),
         ("back", back::cases()),
+        ("sctp", sctp::cases()),
+        ("pins", pins::cases()),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! `cargo xtask cluster demo` and `test`: Bowline on a real cluster, and its promises held up to it.
 //!
 //! ```text
-//! mod (start and end) → steps → {world, client, objects} → rig
+//! mod (start and end) → steps → {world, client, objects, kernel} → rig
 //!        │                 └──▶ summary
 //!        └──▶ {diagnosis, owned}
 //! ```
@@ -9,6 +9,7 @@
 mod child;
 mod client;
 mod diagnosis;
+mod kernel;
 mod objects;
 mod owned;
 mod steps;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rig::Cluster;
 
+use self::kernel::Held;
 use self::owned::Owned;
 use self::summary::Summary;
 use self::world::{NAMESPACE, World};
@@ -176,6 +178,7 @@ fn tell(name: &str, form: Form, args: &Args) -> anyhow::Result<Summary> {
         cluster,
         built: process::target_dir()?.join(profile),
         nodes,
+        held_before: Held::now()?,
     };
     let mut summary = Summary::new(form.name(), nodes);
     let told = steps(&world, form, args, &images, &mut summary);

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::child::Teller;
 use super::client::{Client, Probed};
+use super::kernel::Held;
 use crate::process;
 
 /// Port of the agents' metrics in `deploy/kustomize`.
@@ -31,6 +32,8 @@ pub(super) struct World {
     /// Where the programs are that were built.
     pub(super) built: PathBuf,
     pub(super) nodes: u8,
+    /// What others, such as a lab, have in the kernel.
+    pub(super) held_before: Held,
 }
 
 impl World {

@@ -1,0 +1,114 @@
+//! Ways to balance that are put through the same scripts: ours, ours without relays, and those of others as controls that
+//! must break.
+
+pub(super) mod bowline;
+pub(super) mod plain;
+
+use lb_controller::api::service_table::ServiceTableSpec;
+
+use super::api::Api;
+use super::node::kernel::Counts;
+use super::queue::Nanos;
+use super::segment::Segment;
+use super::wire::{NodeId, Place};
+
+/// A scheme by its name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum SchemeName {
+    /// Ours.
+    Bowline,
+    /// Plain Maglev over pods, no history.
+    Stateless,
+    /// The same behind a connection table on every node.
+    PerNode,
+    /// Ours, but nobody is asked about packets of unknown flows.
+    NoRelay,
+}
+
+impl SchemeName {
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Bowline, Self::Stateless, Self::PerNode, Self::NoRelay];
+
+    /// As it stands in the names of cases.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Bowline => "bowline",
+            Self::Stateless => "stateless",
+            Self::PerNode => "per-node",
+            Self::NoRelay => "no-relay",
+        }
+    }
+}
+
+/// What a node does with a packet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Outcome {
+    /// To another node, encapsulated.
+    Node(NodeId, Box<[u8]>),
+    /// To a pod of this node, by address and port; the segment's Service is the pod's.
+    Pod(Place, Segment),
+    /// To a pod of any node, without a program of ours there.
+    Direct(Place, Segment),
+    /// Back to the client.
+    Client(Segment),
+    /// Dropped.
+    Nothing,
+}
+
+/// What becomes of a node's agent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Life {
+    /// The agent ends; programs and maps stay.
+    AgentStops,
+    /// It starts again, and knows what the maps hold.
+    AgentStarts,
+    /// It does not hear the API server any more.
+    Deaf,
+    /// The others take the node for dead.
+    Suspected,
+    /// They do not any more.
+    Trusted,
+    /// The node is gone, maps and all.
+    Gone,
+}
+
+/// A way to balance, on all nodes.
+pub(super) trait Scheme {
+    /// A node begins, with empty tables.
+    fn begin(&mut self, node: NodeId) -> anyhow::Result<()>;
+    /// Something becomes of a node's agent.
+    fn live(&mut self, node: NodeId, life: Life) -> anyhow::Result<()>;
+    /// A node's agent hears what the API server says now.
+    fn hear(
+        &mut self,
+        node: NodeId,
+        tables: &[ServiceTableSpec],
+        api: &Api,
+        now: Nanos,
+    ) -> anyhow::Result<()>;
+    /// What is due now and then.
+    fn tidy(&mut self, node: NodeId, now: Nanos) -> anyhow::Result<()>;
+    /// A client's segment to a VIP enters at a node.
+    fn enter(
+        &mut self,
+        node: NodeId,
+        segment: &Segment,
+        vip: Place,
+        now: Nanos,
+    ) -> anyhow::Result<Outcome>;
+    /// A packet from another node arrives.
+    fn arrive(&mut self, node: NodeId, packet: &[u8], now: Nanos) -> anyhow::Result<Outcome>;
+    /// A pod's segment leaves its node; none if it does not come from the VIP then.
+    fn leave(
+        &mut self,
+        node: NodeId,
+        segment: &Segment,
+        from: Place,
+        vip: Place,
+        now: Nanos,
+    ) -> anyhow::Result<Option<Segment>>;
+    /// Entries about flows at all balancers.
+    fn entries(&mut self) -> anyhow::Result<u64>;
+    /// Counters of all nodes.
+    fn counts(&mut self) -> anyhow::Result<Counts>;
+}

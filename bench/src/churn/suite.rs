@@ -1,0 +1,358 @@
+//! Runs scripts under every scheme, and makes rows of what came of them.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::ensure;
+
+use super::node::agent::Relay;
+use super::node::kernel::Kernel;
+use super::oracle::Fate;
+use super::queue::SECOND;
+use super::reduce;
+use super::router::Ecmp;
+use super::schemes::SchemeName;
+use super::schemes::bowline::Bowline;
+use super::schemes::plain::{Memory, Plain};
+use super::script::{Scale, Script};
+use super::segment::FlowId;
+use super::world::{Case, Ran, World};
+use crate::pin_dir::PinDir;
+use crate::report::Row;
+use crate::rounds::{self, Samples};
+use crate::{Length, Outcome};
+
+/// Flows of a single or a pair, and of the long script.
+const FLOWS: (u32, u32) = (5_000, 1_200_000);
+/// The same when quick.
+const FLOWS_QUICK: (u32, u32) = (300, 2_000);
+/// Threads that load programs: runs themselves need one processor.
+const LOADERS: usize = 2;
+/// Nodes that join in the course of a script.
+const JOINERS: u8 = 2;
+/// Nodes have numbers of one byte, and pods of a node too.
+const NODES: std::ops::RangeInclusive<u8> = 4..=200;
+/// Size of a flow table: the flows that a node may own, and closed ones that are still noted.
+const TABLE: std::ops::RangeInclusive<u32> = 8_192..=262_144;
+
+/// What `churn` is asked for.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Options {
+    /// Churn: chance begins here; the same seed gives the same run.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Churn: only the script with this name, such as `rollout+rehash` or `design`.
+    #[arg(long, value_name = "NAME")]
+    script: Option<String>,
+    /// Churn: so many times the flows.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    scale: f64,
+    /// Churn: nodes at the start.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    nodes: u8,
+    /// Churn: how the router spreads flows.
+    #[arg(long, value_enum, default_value_t = Ecmp::Modulo)]
+    ecmp: Ecmp,
+    /// Churn: only the flow with this number; may be said more than once.
+    #[arg(long, value_name = "N")]
+    flow: Vec<u32>,
+    /// Churn: leave out the change at this place of the script, counted from 0; may be said more than once.
+    #[arg(long, value_name = "N")]
+    without: Vec<usize>,
+    /// Churn: look for fewer flows and changes with which the same scheme still breaks a flow.
+    #[arg(long)]
+    reduce: bool,
+    /// Churn: a flow that Bowline breaks fails the run.
+    #[arg(long)]
+    strict: bool,
+}
+
+/// Kernels for all nodes of a run, used again for the next.
+pub(super) struct Rig {
+    pub(super) kernels: Vec<Kernel>,
+    _dir: PinDir,
+}
+
+impl Rig {
+    /// So many nodes, each with a flow table for its part of `flows`.
+    pub(super) fn make(nodes: u8, flows: u32) -> anyhow::Result<Self> {
+        let dir = PinDir::make()?;
+        let table = (flows / u32::from(nodes)).next_power_of_two();
+        let table = table.clamp(*TABLE.start(), *TABLE.end());
+        let open = |node: u8| Kernel::open(&dir.path().join(format!("node-{node}")), table);
+        let nodes: Vec<u8> = (0..nodes + JOINERS).collect();
+        // The kernel checks programs for about a second per node.
+        let kernels = thread::scope(|scope| {
+            let loaders = nodes.chunks(nodes.len().div_ceil(LOADERS)).map(|nodes| {
+                let open = &open;
+                scope.spawn(move || nodes.iter().map(|node| open(*node)).collect())
+            });
+            let loaders: Vec<_> = loaders.collect();
+            let kernels = loaders.into_iter().map(|loader| match loader.join() {
+                Ok(kernels) => kernels,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            kernels.collect::<anyhow::Result<Vec<Vec<Kernel>>>>()
+        })?;
+        Ok(Self {
+            kernels: kernels.into_iter().flatten().collect(),
+            _dir: dir,
+        })
+    }
+
+    /// Runs a case under a scheme.
+    pub(super) fn run(&mut self, scheme: SchemeName, case: Case<'_>) -> anyhow::Result<Ran> {
+        let relay = match scheme {
+            SchemeName::Bowline => Relay::On,
+            SchemeName::NoRelay => Relay::Off,
+            SchemeName::Stateless => {
+                return World::new(case, &mut Plain::new(Memory::None))?.run();
+            }
+            SchemeName::PerNode => {
+                return World::new(case, &mut Plain::new(Memory::PerNode))?.run();
+            }
+        };
+        let mut bowline = Bowline::new(&mut self.kernels, relay);
+        let ran = World::new(case, &mut bowline)?.run();
+        bowline.end()?;
+        ran
+    }
+}
+
+/// Rows of all scripts that are asked for.
+pub(crate) fn run(length: Length, only: &str, options: &Options) -> anyhow::Result<Outcome> {
+    ensure!(
+        NODES.contains(&options.nodes),
+        "--nodes {} is not from {} to {}",
+        options.nodes,
+        NODES.start(),
+        NODES.end()
+    );
+    let scripts = scripts(length, only, options)?;
+    let flows = scripts.iter().map(|script| script.flows).max();
+    let mut rig = Rig::make(options.nodes, flows.unwrap_or_default())?;
+    // Rate limits are counted on each processor by itself.
+    rounds::pin_to_a_processor()?;
+    let mut found = Found::default();
+    let flows: Vec<FlowId> = options.flow.iter().copied().map(FlowId).collect();
+    for script in &scripts {
+        let case = Case {
+            script,
+            seed: options.seed,
+            only: &flows,
+        };
+        let mut broken = BTreeMap::new();
+        for scheme in SchemeName::ALL {
+            let started = Instant::now();
+            let ran = rig.run(scheme, case)?;
+            found.note(script, scheme, &ran);
+            tell(script, scheme, &ran, started);
+            broken.insert(scheme, ran);
+        }
+        if let Some(ran) = broken.get(&SchemeName::Bowline)
+            && ran.tally.broken() > 0
+        {
+            found.fail(options, script);
+            if options.reduce {
+                eprintln!("{}", reduce::reduce(&mut rig, case, ran)?);
+            }
+        }
+    }
+    if flows.is_empty() && options.without.is_empty() {
+        found.look_for_blindness(&scripts);
+    }
+    Ok(found.outcome)
+}
+
+/// The scripts that are asked for.
+fn scripts(length: Length, only: &str, options: &Options) -> anyhow::Result<Vec<Script>> {
+    let (flows, design) = match length {
+        Length::Quick => FLOWS_QUICK,
+        Length::Full => FLOWS,
+    };
+    let scaled = |flows: u32| ((f64::from(flows) * options.scale).ceil() as u32).max(1);
+    let scale = Scale {
+        nodes: options.nodes,
+        flows: scaled(flows),
+        design: scaled(design),
+        ecmp: options.ecmp,
+    };
+    let mut scripts = Script::all(&scale);
+    scripts.retain(|script| {
+        let asked = options.script.as_ref();
+        asked.is_none_or(|name| *name == script.name)
+            && (only.is_empty() || format!("churn/{}/", script.name).contains(only))
+    });
+    ensure!(
+        !scripts.is_empty(),
+        "no script has this name; `rollout`, `rollout+rehash` and `design` are some"
+    );
+    for script in &mut scripts {
+        let mut at = 0;
+        script.changes.retain(|_| {
+            at += 1;
+            !options.without.contains(&(at - 1))
+        });
+    }
+    Ok(scripts)
+}
+
+/// Says what came of a run, for people who wait.
+fn tell(script: &Script, scheme: SchemeName, ran: &Ran, started: Instant) {
+    let seconds = started.elapsed().as_secs_f64();
+    let broken = ran.tally.broken() as f64 * 1e6 / (ran.tally.flows().max(1) as f64);
+    eprintln!(
+        "{:<24} {:<10} {broken:>8.0} broken per million ({:.1} s): {}",
+        script.name,
+        scheme.as_str(),
+        seconds,
+        ran.tally,
+    );
+    if scheme == SchemeName::Bowline {
+        for broken in &ran.tally.told {
+            eprintln!(
+                "    flow {} at {:.3} s: {:?}, pod {:?}",
+                broken.flow.0,
+                broken.at as f64 / SECOND as f64,
+                broken.how,
+                broken.owner,
+            );
+        }
+    }
+}
+
+/// Rows so far, and what speaks against them.
+#[derive(Default)]
+struct Found {
+    outcome: Outcome,
+    /// Broken flows by script and scheme.
+    broken: BTreeMap<(String, SchemeName), u64>,
+}
+
+impl Found {
+    fn note(&mut self, script: &Script, scheme: SchemeName, ran: &Ran) {
+        let broken = ran.tally.broken();
+        self.broken.insert((script.name.clone(), scheme), broken);
+        let case = |what| format!("churn/{}/{}/{what}", script.name, scheme.as_str());
+        let row =
+            |what, unit, value: u64| Row::new(&case(what), unit, &Samples::from([value as f64]));
+        let rows = &mut self.outcome.rows;
+        rows.push(row("broken", "flows", broken));
+        rows.push(row("relayed", "packets", ran.counts.relayed));
+        rows.push(row("held-back", "packets", ran.counts.held_back));
+        rows.push(Row::new(&case("entries"), "entries", &ran.entries));
+        if ran.tally.count(Fate::Closed) == 0 {
+            let error = format!("{}: no flow came to a good end", case("broken"));
+            self.outcome.errors.push(error);
+        }
+    }
+
+    fn fail(&mut self, options: &Options, script: &Script) {
+        if options.strict {
+            self.outcome.errors.push(format!(
+                "churn/{}/bowline/broken: flows are broken; see them again with `churn --script {} --seed {} --scale {}`",
+                script.name, script.name, options.seed, options.scale,
+            ));
+        }
+    }
+
+    /// Controls that break nothing mean that the harness sees nothing.
+    fn look_for_blindness(&mut self, scripts: &[Script]) {
+        let controls = [SchemeName::Stateless, SchemeName::PerNode];
+        let must = scripts.iter().filter(|s| s.must_break_controls());
+        for script in must.clone() {
+            for scheme in controls {
+                if self.broken.get(&(script.name.clone(), scheme)) == Some(&0) {
+                    self.outcome.errors.push(format!(
+                        "churn/{}/{}/broken: the control breaks no flow, so the harness is blind",
+                        script.name,
+                        scheme.as_str()
+                    ));
+                }
+            }
+        }
+        if must.count() == 0 {
+            return;
+        }
+        for scheme in controls.into_iter().chain([SchemeName::NoRelay]) {
+            let all = self.broken.iter().filter(|((_, of), _)| *of == scheme);
+            if all.map(|(_, count)| count).sum::<u64>() == 0 {
+                self.outcome.errors.push(format!(
+                    "churn/*/{}/broken: the control breaks no flow in any script, so the harness is blind",
+                    scheme.as_str()
+                ));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::unistd::Uid;
+
+    use super::*;
+
+    const SCALE: Scale = Scale {
+        nodes: 6,
+        flows: 120,
+        design: 1,
+        ecmp: Ecmp::Modulo,
+    };
+
+    #[test]
+    fn a_run_repeats_and_the_controls_break_what_ours_keeps() {
+        if !Uid::effective().is_root() {
+            eprintln!("skipped: a simulated cluster needs root, to load programs");
+            return;
+        }
+        let scripts = Script::all(&SCALE);
+        let script = scripts
+            .iter()
+            .find(|script| script.name == "rollout+rehash")
+            .unwrap();
+        let mut rig = Rig::make(SCALE.nodes, SCALE.flows).unwrap();
+        let case = Case {
+            script,
+            seed: 5,
+            only: &[],
+        };
+        for scheme in SchemeName::ALL {
+            let [first, second] = [0, 1].map(|_| rig.run(scheme, case).unwrap());
+            assert_eq!(first.tally, second.tally, "{}", scheme.as_str());
+            assert_eq!(first.counts, second.counts, "{}", scheme.as_str());
+            assert!(first.tally.flows() >= u64::from(SCALE.flows));
+            let broken = first.tally.broken();
+            match scheme {
+                SchemeName::Bowline => assert_eq!(first.tally.told, []),
+                SchemeName::Stateless | SchemeName::PerNode | SchemeName::NoRelay => {
+                    assert!(broken > 0, "{}", scheme.as_str());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_control_that_breaks_nothing_is_blindness() {
+        let scripts: Vec<Script> = Script::all(&SCALE)
+            .into_iter()
+            .filter(|script| script.name == "weights+kill")
+            .collect();
+        let broken = |scheme, count| (("weights+kill".to_owned(), scheme), count);
+        let errors = |stateless, per_node, no_relay| {
+            let mut found = Found {
+                broken: BTreeMap::from([
+                    broken(SchemeName::Stateless, stateless),
+                    broken(SchemeName::PerNode, per_node),
+                    broken(SchemeName::NoRelay, no_relay),
+                ]),
+                ..Found::default()
+            };
+            found.look_for_blindness(&scripts);
+            found.outcome.errors.len()
+        };
+        assert_eq!(errors(1, 1, 1), 0);
+        assert_eq!(errors(1, 0, 1), 2);
+        assert_eq!(errors(1, 1, 0), 1);
+    }
+}

@@ -1,0 +1,108 @@
+//! `lb-controller detach`: takes Bowline off this machine, or looks whether it is off.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{PIN_DIR_DEFAULT, PREDECESSOR_POLL, PREDECESSOR_WAIT};
+use crate::dataplane::attach;
+use crate::dataplane::pin::PinError;
+
+/// What to do.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Where links and maps are pinned.
+    #[arg(long, value_name = "PATH", default_value = PIN_DIR_DEFAULT)]
+    pub pin_dir: PathBuf,
+    /// Stay until stopped, as a pod of a DaemonSet has to.
+    #[arg(long)]
+    pub stay: bool,
+    /// Remove nothing, and fail while something is left.
+    #[arg(long, conflicts_with = "stay")]
+    pub check: bool,
+}
+
+/// Removes all programs and maps, or looks for them.
+pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
+    let Options {
+        pin_dir,
+        stay,
+        check,
+    } = options;
+    if check {
+        return is_off(&pin_dir);
+    }
+    detach(&pin_dir).await?;
+    is_off(&pin_dir)?;
+    if stay {
+        tracing::info!(pin_dir = %pin_dir.display(), "no program and no map is left");
+        stop.cancelled().await;
+    }
+    Ok(())
+}
+
+/// An agent that is just ending still holds the directory for a moment.
+async fn detach(pin_dir: &Path) -> Result<(), PinError> {
+    let until = Instant::now() + PREDECESSOR_WAIT;
+    loop {
+        match attach::detach(pin_dir) {
+            Err(PinError::InUse { .. }) if Instant::now() < until => {
+                tokio::time::sleep(PREDECESSOR_POLL).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// What is pinned is attached or holds memory, and what is not is gone with the agent.
+fn is_off(pin_dir: &Path) -> anyhow::Result<()> {
+    let there = pin_dir.try_exists();
+    let there = there.with_context(|| pin_dir.display().to_string())?;
+    ensure!(
+        !there,
+        "{} is still there: stop the agent, then run `lb-controller detach`",
+        pin_dir.display()
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::testing::{in_namespace, is_root};
+
+    fn uninstall(pin_dir: &Path, stay: bool, check: bool) -> anyhow::Result<()> {
+        let options = Options {
+            pin_dir: pin_dir.to_owned(),
+            stay,
+            check,
+        };
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(run(options, stop))
+    }
+
+    #[test]
+    fn a_check_removes_nothing_and_fails_until_all_is_removed() {
+        // Filters are removed from all interfaces that it sees.
+        if !is_root("a_check_removes_nothing_and_fails_until_all_is_removed") {
+            return;
+        }
+        in_namespace(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let pins = dir.path().join("bowline");
+            std::fs::create_dir_all(pins.join("abi-1/links")).unwrap();
+            let why = uninstall(&pins, false, true).unwrap_err().to_string();
+            assert!(why.contains("is still there: stop the agent"), "{why}");
+            assert!(pins.join("abi-1/links").exists());
+            uninstall(&pins, true, false).unwrap();
+            assert!(!pins.exists());
+            uninstall(&pins, false, true).unwrap();
+        });
+    }
+}
