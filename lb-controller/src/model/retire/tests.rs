@@ -382,8 +382,8 @@ proptest! {
                 .map(|n| format!("n{n}").into())
                 .collect();
             let known = Nodes { reachable: &nodes, applied: &|_| Some(u64::MAX) };
-            let now = start + Duration::from_secs(second as u64);
-            let mut actions = retirement.want(&life.table(), Round(second as u64), &known, now).unwrap();
+            let now = start + Duration::from_secs(second.unsigned_abs());
+            let mut actions = retirement.want(&life.table(), Round(second.unsigned_abs()), &known, now).unwrap();
             actions.extend(retirement.step(&known, now));
             let mut retired = Retired::default();
             for action in actions {
