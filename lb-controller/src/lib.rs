@@ -14,6 +14,7 @@ pub mod announce;
 pub mod api;
 pub mod ask;
 pub mod dataplane;
+pub mod handoff;
 pub mod liveness;
 pub mod manager;
 pub mod metrics;

@@ -8,7 +8,7 @@
 use crate::wire::{Addr6, Be16, Be32, Mac, Ports};
 
 /// Version of everything in this file. Part of the pin path, so that two layouts never share a map.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// A type without padding whose every bit pattern is valid, so that it can be copied from and to bytes.
 ///
@@ -326,8 +326,6 @@ pub struct Set {
     pub older: [u32; OLDER_MAX],
     /// The standing substitute, or 0.
     pub substitute: u32,
-    /// Bit n: candidate n of this struct's order is on a suspected node and is asked last.
-    pub suspected: u32,
 }
 
 /// A region of rows, so that tables are found again after a restart.
@@ -397,6 +395,8 @@ pub mod backend_flag {
     pub const INNER_V6: u8 = 1 << 2;
     /// No route or neighbour is known: dropped as [`super::DropReason::NoNextHop`].
     pub const NO_NEXT_HOP: u8 = 1 << 3;
+    /// Its node is suspected to be down: asked last.
+    pub const SUSPECTED: u8 = 1 << 4;
 }
 
 /// Where the pod address starts in [`Backend::header`] when the outer header is IPv4.
@@ -419,6 +419,10 @@ pub mod mark {
     pub const CLOSING_SHIFT: u8 = 4;
     /// The bits of the closing owner, shifted down.
     pub const CLOSING_MASK: u8 = 0b111;
+    /// Every flow of the service is pinned, whoever owns it.
+    pub const TRACK: u8 = 1 << 7;
+    /// What a half-open flow remembers: why its promotion is reported.
+    pub const REPORTED: u8 = DEVIATION | TRACK;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -477,6 +481,8 @@ pub mod flow_flag {
     pub const PINNED: u32 = 1 << 0;
     /// Came as a deviation.
     pub const DEVIATION: u32 = 1 << 1;
+    /// Of a service whose flows are all pinned.
+    pub const TRACK: u32 = 1 << 2;
 }
 
 /// A flow that the pod has not confirmed: a SYN without an acknowledged SYN-ACK, or UDP without a reply.
@@ -491,7 +497,8 @@ pub struct HalfOpen<A> {
     pub vip_port: Be16,
     /// How many of `isn` are set.
     pub answers: u8,
-    /// Marks of the packet that made it ([`mark`]).
+    /// Marks of the packet that made it ([`mark`]), of those in [`mark::REPORTED`]; and [`mark::PINNED`] once the agent has
+    /// pinned it at the balancers.
     pub mark: u8,
     /// Identity of the pod and port.
     pub identity: u32,
@@ -696,6 +703,8 @@ pub struct Config {
     /// ICMP errors per second that this node sends in the names of VIPs, a quarter of them on each processor (RFC 1812,
     /// section 4.3.2.8; RFC 4443, section 2.4 (f)).
     pub icmp_errors_per_second: u32,
+    /// Ids of backends that stand for a fresh balancer and no pod, for clients over IPv4 and IPv6; 0: there is none.
+    pub opinions: [u32; 2],
 }
 
 /// Bits of [`Config::flags`].
@@ -703,6 +712,8 @@ pub mod config_flag {
     /// Ask no other candidate about unknown packets, neither on another node nor in place: they are held back at once.
     /// For control experiments only.
     pub const RELAY_OFF: u16 = 1 << 0;
+    /// The node is no balancer and holds no pins: it asks for a second opinion before it holds a packet back.
+    pub const NO_PINS: u16 = 1 << 1;
 }
 
 /// The one entry of `stamp`: the agent's sign of life, written every 100 ms.
@@ -754,6 +765,30 @@ impl Limited {
     pub const COUNT: u32 = 2;
 }
 
+/// A record of `events`: a flow that its balancers could not find by their tables alone has been confirmed by its pod.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub struct Event {
+    /// The client; IPv4 mapped.
+    pub client: Addr6,
+    /// The VIP; IPv4 mapped.
+    pub vip: Addr6,
+    /// The pod; IPv4 mapped.
+    pub pod: Addr6,
+    /// Ports of client and VIP.
+    pub ports: Ports,
+    /// The pod's port.
+    pub pod_port: Be16,
+    /// TCP, UDP or SCTP.
+    pub proto: u8,
+    /// 1: addresses are IPv6.
+    pub is_v6: u8,
+    /// Identity of the pod and port.
+    pub identity: u32,
+    /// Why: bits of [`flow_flag`].
+    pub flags: u32,
+}
+
 /// Per-CPU state of a rate limit: a bucket of tokens.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
@@ -771,7 +806,7 @@ plain!(ServiceEntry, id: u32, flags: u32, slots: u32, slot_count: u32, current: 
 plain!(ServiceRecord<ServiceKey4>, key: ServiceKey4, entry: ServiceEntry);
 plain!(ServiceRecord<ServiceKey6>, key: ServiceKey6, entry: ServiceEntry);
 plain!(Slot, first: u32, set: u32);
-plain!(Set, current: u32, older: [u32; OLDER_MAX], substitute: u32, suspected: u32);
+plain!(Set, current: u32, older: [u32; OLDER_MAX], substitute: u32);
 plain!(Region, rows: u32, size: u32, digest: u64);
 plain!(Backend, ifindex: u32, mtu: u16, header_len: u8, flags: u8, identity: u32, port: Be16, pad: u16, header: [u8; HEADER_MAX]);
 plain!(Tuple<Be32>, src: Be32, dst: Be32, ports: Ports, proto: u8, pad: [u8; 3]);
@@ -795,8 +830,9 @@ plain!(SourceRange, prefix_len: u32, key: SourceKey);
 plain!(AnnouncedKey, addr: Addr6, ifindex: u32);
 plain!(Announcement, mac: Mac, pad: [u8; 2]);
 plain!(Claim, addr: Addr6, ifindex: u32, mac: Mac, pad: [u8; 2]);
-plain!(Config, hash_key: [u64; HASH_KEY_WORDS], secrets: [[Be32; 2]; 2], relays_per_second: u64, node4: Be32, node6: Addr6, geneve_port: Be16, mss4: u16, mss6: u16, flags: u16, icmp_errors_per_second: u32);
+plain!(Config, hash_key: [u64; HASH_KEY_WORDS], secrets: [[Be32; 2]; 2], relays_per_second: u64, node4: Be32, node6: Addr6, geneve_port: Be16, mss4: u16, mss6: u16, flags: u16, icmp_errors_per_second: u32, opinions: [u32; 2]);
 plain!(Stamp, stamped_ns: u64, fresh_since_ns: u64);
+plain!(Event, client: Addr6, vip: Addr6, pod: Addr6, ports: Ports, pod_port: Be16, proto: u8, is_v6: u8, identity: u32, flags: u32);
 plain!(Count, packets: u64, bytes: u64);
 plain!(Bucket, filled_ns: u64, tokens: u64);
 
@@ -859,6 +895,8 @@ counted! {
         HeldBack = "held_back",
         /// As before, on a node that is not fresh and may not decide.
         NotFresh = "not_fresh",
+        /// A first packet for a substitute, on a node that is not fresh and may be wrong about it: the client tries again.
+        DeviationNotFresh = "deviation_not_fresh",
         /// The relay limit of this node.
         RelayRate = "relay_rate",
         /// The client should be told by an ICMP error, but this node's limit is reached.
@@ -919,6 +957,16 @@ counted! {
         ClaimSeen = "claim_seen",
         /// Liveness probes answered.
         ProbeAnswered = "probe_answered",
+        /// Packets sent along a pin by a balancer.
+        AlongPin = "along_pin",
+        /// First packets sent to a substitute.
+        Deviated = "deviated",
+        /// Packets that nobody here knows, passed on to a fresh balancer.
+        SecondOpinion = "second_opinion",
+        /// Confirmed flows reported to the agent.
+        Reported = "reported",
+        /// The same that found the ring full: the agent's sweep finds them.
+        ReportLost = "report_lost",
     }
 }
 
@@ -929,8 +977,8 @@ mod tests {
 
     /// The layout that pinned maps of this [`ABI_VERSION`] have. A change here means a new version.
     #[test]
-    fn layout_of_abi_version_3() {
-        assert_eq!(ABI_VERSION, 3);
+    fn layout_of_abi_version_4() {
+        assert_eq!(ABI_VERSION, 4);
         let sizes = [
             size_of::<ServiceKey4>(),
             size_of::<ServiceKey6>(),
@@ -958,12 +1006,13 @@ mod tests {
             size_of::<AnnouncedKey>(),
             size_of::<Announcement>(),
             size_of::<Claim>(),
+            size_of::<Event>(),
         ];
         assert_eq!(
             sizes,
             [
-                8, 20, 52, 8, 24, 16, 128, 16, 40, 20, 32, 28, 40, 12, 24, 8, 20, 16, 40, 8, 20,
-                144, 24, 20, 8, 28
+                8, 20, 52, 8, 20, 16, 128, 16, 40, 20, 32, 28, 40, 12, 24, 8, 20, 16, 40, 8, 20,
+                152, 24, 20, 8, 28, 64
             ]
         );
         assert_eq!(offset_of!(Backend, header), 16);

@@ -1,16 +1,17 @@
 //! The balancer: from a packet to a backend. Reads tables, writes nothing but counters and ports of fragments.
 
 use crate::abi::{
-    Backend, DropReason, SLOT_DEVIATES, ServiceEntry, Slot, SourceKey, TableRef, Tuple,
-    backend_flag, service_flag,
+    Backend, DropReason, SLOT_DEVIATES, STAMP_FRESH_NS, ServiceEntry, Slot, SourceKey, Stamp, Stat,
+    TableRef, Tuple, backend_flag, mark, service_flag,
 };
 use crate::encap::{self, Asked, Carried};
 use crate::family::Family;
 use crate::frame::Frame;
 use crate::hash;
-use crate::subject::Subject;
+use crate::subject::{IP_AT, Subject};
 use crate::tables::{Shared, Tables};
 use crate::verdict::Verdict;
+use crate::wire::Ports;
 use crate::{decap, own};
 
 /// The flow hash over the fields that `table` wants.
@@ -38,32 +39,101 @@ pub fn slot<T: Shared>(
     tables.slot(service.slots.wrapping_add(u32::from(number)))
 }
 
-/// Where a packet of a service goes at the balancer: the id of a backend.
+/// Where a packet goes, and the mark that says why.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Choice {
+    /// Id of the backend.
+    pub backend: u32,
+    /// See [`mark`].
+    pub mark: u8,
+}
+
+/// Where a packet of a service goes at the balancer, by the tables.
 #[inline(always)]
 pub fn choose<T: Shared>(
     tables: &T,
     service: &ServiceEntry,
     hash: u64,
     is_first: impl FnOnce() -> bool,
-) -> Result<u32, DropReason> {
+) -> Result<Choice, DropReason> {
     // A Service that never had a pod has no rows; those at index 0 are another's.
     if service.current.size == 0 {
         return Err(nobody(service));
     }
     let slot = slot(*tables, service, &service.current, hash).ok_or(DropReason::TableFault)?;
-    // Mid-flow packets of a slot that deviates go to the agreed occupant first.
-    if slot.set & SLOT_DEVIATES != 0 && !is_first() {
-        let agreed = tables
-            .set(slot.set & !SLOT_DEVIATES)
-            .map_or(0, |set| set.current);
-        if agreed != 0 {
-            return Ok(agreed);
+    if slot.set & SLOT_DEVIATES != 0 {
+        return deviate(tables, service, slot, is_first());
+    }
+    if slot.first == 0 {
+        return Err(nobody(service));
+    }
+    Ok(Choice {
+        backend: slot.first,
+        mark: 0,
+    })
+}
+
+/// A slot whose agreed occupant gets no first packets now: they go to its substitute, and packets in the middle of flows to
+/// the agreed occupant all the same, unless its node is suspected.
+#[inline(always)]
+fn deviate<T: Shared>(
+    tables: &T,
+    service: &ServiceEntry,
+    slot: Slot,
+    is_first: bool,
+) -> Result<Choice, DropReason> {
+    if !is_first {
+        let asked = asked_first(*tables, slot.set & !SLOT_DEVIATES);
+        if asked != 0 {
+            let choice = Choice {
+                backend: asked,
+                mark: 0,
+            };
+            return Ok(choice);
         }
     }
     if slot.first == 0 {
         return Err(nobody(service));
     }
-    Ok(slot.first)
+    if !is_fresh(tables.stamp(), tables.now_ns()) {
+        return Err(DropReason::DeviationNotFresh);
+    }
+    if is_first {
+        tables.count(Stat::Deviated);
+    }
+    Ok(Choice {
+        backend: slot.first,
+        mark: mark::DEVIATION,
+    })
+}
+
+/// Who is asked first of a set: the agreed occupant, or if its node is suspected, the next whose node is not. 0: the set is
+/// empty.
+#[inline(never)]
+fn asked_first<T: Shared>(tables: T, set: u32) -> u32 {
+    let Some(set) = tables.set(set) else {
+        return 0;
+    };
+    let [a, b, c] = set.older;
+    let order = [set.current, a, b, c, set.substitute];
+    let mut i = 0;
+    while i < order.len() {
+        let id = order[i];
+        let is_suspected = tables
+            .backend(id)
+            .is_none_or(|backend| backend.flags & backend_flag::SUSPECTED != 0);
+        if id != 0 && !is_suspected {
+            return id;
+        }
+        i += 1;
+    }
+    set.current
+}
+
+/// Whether this node's agent has completed its lists, applied them, and said so a moment ago.
+#[inline(always)]
+pub fn is_fresh(stamp: Stamp, now_ns: u64) -> bool {
+    stamp.fresh_since_ns != 0 && now_ns.saturating_sub(stamp.stamped_ns) <= STAMP_FRESH_NS
 }
 
 /// Why nobody gets a packet: under policy Local another node may have somebody.
@@ -91,7 +161,7 @@ pub(crate) fn admits_sender<F: Family, X: Frame, T: Shared>(
     tables: T,
     id: u32,
 ) -> bool {
-    let source = X::open(handle).read::<F::Addr>(crate::subject::IP_AT + F::SRC_AT);
+    let source = X::open(handle).read::<F::Addr>(IP_AT + F::SRC_AT);
     source.is_some_and(|source| tables.admits(&SourceKey::new(id, F::IS_V6, F::mapped(source))))
 }
 
@@ -110,7 +180,7 @@ pub fn forward<F: Family, X: Frame, T: Tables<F>>(
     };
     if backend.flags & (backend_flag::LOCAL | backend_flag::NO_NEXT_HOP) != 0 {
         if backend.flags & backend_flag::LOCAL != 0 {
-            return decap::arrived(&tables, own::at_backend::<F>(backend));
+            return decap::arrived(&tables, own::at_backend::<F>(backend, carried.mark));
         }
         return DropReason::NoNextHop.into();
     }
@@ -138,6 +208,14 @@ pub fn send<F: Family, X: Frame>(
     }
 }
 
+/// What a packet of a service must be looked at for, beside its tuple.
+pub trait Look<X: Frame> {
+    /// Whether it opens a flow.
+    fn is_first(&self, frame: &X) -> bool;
+    /// Who has pinned its flow last, or 0.
+    fn pinned(&self, frame: &X) -> u32;
+}
+
 /// A packet of a service, from its tuple to its verdict.
 #[inline(always)]
 pub fn balance<F: Family, X: Frame, T: Tables<F>>(
@@ -146,29 +224,95 @@ pub fn balance<F: Family, X: Frame, T: Tables<F>>(
     service: &ServiceEntry,
     ip: &F::Header,
     tuple: &Tuple<F::Addr>,
-    is_first: impl FnOnce(&X) -> bool,
+    look: &impl Look<X>,
 ) -> Verdict {
     if F::is_martian(tuple.src) {
         return DropReason::MartianAddress.into();
     }
     let len = F::total_len(ip);
-    if crate::subject::IP_AT + len > frame.len() {
+    if IP_AT + len > frame.len() {
         return DropReason::Truncated.into();
     }
     let hash = flow_hash::<F, T>(tables, tuple, &service.current);
-    let backend_id = match choose(&tables, service, hash, || is_first(frame)) {
-        Ok(chosen) => chosen,
-        Err(reason) => return reason.into(),
+    let mut pinned = 0;
+    if service.flags & service_flag::PINS != 0 {
+        pinned = look.pinned(frame);
+    }
+    let choice = if pinned != 0 {
+        tables.count(Stat::AlongPin);
+        let mark = if look.is_first(frame) {
+            mark::PINNED
+        } else {
+            0
+        };
+        Choice {
+            backend: pinned,
+            mark,
+        }
+    } else {
+        match choose(&tables, service, hash, || look.is_first(frame)) {
+            Ok(choice) => choice,
+            Err(reason) => return reason.into(),
+        }
     };
     tables.count_service(service.id, frame.len());
-    tables.count_backend(backend_id, frame.len());
+    tables.count_backend(choice.backend, frame.len());
     let carried = Carried {
         len,
         class: F::traffic_class(ip),
         hash,
-        mark: 0,
+        mark: choice.mark | track(service),
     };
-    forward::<F, X, T>(frame, tables, backend_id, carried)
+    forward::<F, X, T>(frame, tables, choice.backend, carried)
+}
+
+/// The mark of packets whose flows are all pinned.
+#[inline(always)]
+pub(crate) const fn track(service: &ServiceEntry) -> u8 {
+    if service.flags & service_flag::TRACK_ALL != 0 {
+        mark::TRACK
+    } else {
+        0
+    }
+}
+
+/// Who has pinned the flow of a whole packet last, or 0. Reads the packet anew, as [`admits_sender`] does.
+#[inline(never)]
+pub(crate) fn pinned<F: Family, X: Frame, T: Tables<F>>(handle: X::Handle, tables: T) -> u32 {
+    let frame = X::open(handle);
+    let Some(ip) = frame.read::<F::Header>(IP_AT) else {
+        return 0;
+    };
+    let Some(ports) = frame.read::<Ports>(IP_AT + F::HEADER_LEN) else {
+        return 0;
+    };
+    let tuple = Tuple {
+        src: F::src(&ip),
+        dst: F::dst(&ip),
+        ports,
+        proto: F::proto(&ip),
+        pad: [0; 3],
+    };
+    tables.pin(&tuple).map_or(0, |pin| pin.backends[0])
+}
+
+/// A [`Look`] at a packet whose subject is known.
+struct Known<'a, F: Family, T> {
+    subject: &'a Subject<F::Addr>,
+    tables: T,
+}
+
+impl<F: Family, X: Frame, T: Tables<F>> Look<X> for Known<'_, F, T> {
+    #[inline(always)]
+    fn is_first(&self, _: &X) -> bool {
+        self.subject.is_first()
+    }
+
+    #[inline(always)]
+    fn pinned(&self, _: &X) -> u32 {
+        let pin = self.tables.pin(&self.subject.tuple);
+        pin.map_or(0, |pin| pin.backends[0])
+    }
 }
 
 /// The same for a packet whose subject took some finding: a fragment or an ICMP error.
@@ -189,7 +333,6 @@ pub fn balance_subject<F: Family, X: Frame, T: Tables<F>>(
     if !admits::<F, T>(tables, service, subject.tuple.src) {
         return DropReason::SourceRange.into();
     }
-    balance::<F, X, T>(frame, tables, service, ip, &subject.tuple, |_| {
-        subject.is_first()
-    })
+    let look = Known::<F, T> { subject, tables };
+    balance::<F, X, T>(frame, tables, service, ip, &subject.tuple, &look)
 }

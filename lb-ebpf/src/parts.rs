@@ -16,6 +16,7 @@ use crate::own::{self, Scratch};
 use crate::path;
 use crate::probe;
 use crate::refuse;
+use crate::subject;
 use crate::tables::{AllTables, Shared, Tables};
 use crate::verdict::Verdict;
 
@@ -63,10 +64,24 @@ macro_rules! parts {
 parts! {
     /// What lies in the scratch memory has reached a node which may own its flow, see [`own::node`].
     Arrived = 0, |handle, tables| with_scratch(tables, |scratch| own::node::<F, X, T>(handle, tables, scratch));
+    /// Finds the subject of a packet that is not whole.
+    Subject = 17, |handle, tables| with_scratch(tables, |scratch| {
+        subject::of::<F, X, T>(handle, tables, &mut F::work(scratch).1.subject).verdict()
+    });
+    /// See [`own::unusual`].
+    Unusual = 18, |handle, tables| with_scratch(tables, |scratch| own::unusual::<F, X, T>(handle, tables, scratch));
+    /// See [`path::errand`].
+    Errand = 19, |handle, tables| path::errand::<F, X, T>(handle, tables);
+    /// See [`own::acquaintance`].
+    Acquaintance = 14, |_handle, tables| with_scratch(tables, |scratch| own::acquaintance::<F, T>(tables, scratch));
     /// See [`own::stranger`].
     Stranger = 1, |_handle, tables| with_scratch(tables, |scratch| own::stranger::<F, T>(tables, scratch));
     /// See [`own::walk`].
     Walk = 9, |_handle, tables| with_scratch(tables, |scratch| own::walk::<F, T>(tables, scratch));
+    /// See [`own::next`].
+    Next = 15, |_handle, tables| with_scratch(tables, |scratch| own::next::<F, T>(tables, scratch));
+    /// See [`own::ask`].
+    Ask = 16, |_handle, tables| with_scratch(tables, |scratch| own::ask::<F, T>(tables, scratch));
     /// See [`own::nobody`].
     Nobody = 10, |_handle, tables| with_scratch(tables, |scratch| own::nobody::<F, T>(tables, scratch));
     /// See [`own::admit`].

@@ -8,20 +8,21 @@
 //! everything else passes untouched
 //! ```
 
+use core::marker::PhantomData;
 use core::mem::offset_of;
 
-use crate::abi::{DropReason, Stat, VLAN_DEPTH_MAX, service_flag};
-use crate::balance;
+use crate::abi::{CANDIDATES_MAX, DropReason, Stat, VLAN_DEPTH_MAX, service_flag};
+use crate::balance::{self, Look};
 use crate::family::{Family, Next, V4, V6};
 use crate::frame::Frame;
 use crate::icmp;
 use crate::neighbour::{arp, discovery};
 use crate::parts::{
-    Admit, Arrived, Deliver, Geneve, Neighbour, Nobody, Parts, Probe, Refuse, Relay, Stranger,
-    TooBig, Uncommon, Untag, Walk,
+    self, Acquaintance, Admit, Arrived, Ask, Deliver, Errand, Geneve, Neighbour, Nobody, Parts,
+    Probe, Refuse, Relay, Stranger, TooBig, Uncommon, Untag, Unusual, Walk,
 };
 use crate::probe;
-use crate::subject::{self, Finding, IP_AT};
+use crate::subject::{self, IP_AT};
 use crate::tables::{AllTables, Tables};
 use crate::verdict::Verdict;
 use crate::wire::{
@@ -81,15 +82,35 @@ fn ip6<X: Frame, T: AllTables>(handle: X::Handle, tables: T) -> Verdict {
 fn arrived<F: Family, X: Frame, T: Parts<X> + Tables<F>>(frame: &X, tables: T) -> Verdict {
     let handle = frame.handle();
     let mut verdict = tables.call::<F, Arrived>(handle);
+    if verdict == Verdict::UNUSUAL {
+        verdict = tables.call::<F, parts::Subject>(handle);
+        if verdict == Verdict::FOUND {
+            verdict = tables.call::<F, Unusual>(handle);
+        } else if verdict == Verdict::OTHER {
+            return DropReason::EncapMalformed.into();
+        }
+    }
     // Known: most packets leave here.
     if verdict.is_final() {
         return verdict;
+    }
+    if verdict == Verdict::STRANGER {
+        verdict = tables.call::<F, Acquaintance>(handle);
     }
     if verdict == Verdict::STRANGER {
         verdict = tables.call::<F, Stranger>(handle);
     }
     if verdict == Verdict::WALK {
         verdict = tables.call::<F, Walk>(handle);
+        let mut asked = 0;
+        // Each one asked has a place in the list of the asked, so the walk ends before this does.
+        while verdict == Verdict::NEXT && asked <= CANDIDATES_MAX {
+            verdict = tables.call::<F, parts::Next>(handle);
+            if verdict == Verdict::ASK {
+                verdict = tables.call::<F, Ask>(handle);
+            }
+            asked += 1;
+        }
     }
     if verdict == Verdict::NOBODY {
         verdict = tables.call::<F, Nobody>(handle);
@@ -101,6 +122,8 @@ fn arrived<F: Family, X: Frame, T: Parts<X> + Tables<F>>(frame: &X, tables: T) -
         tables.call::<F, Deliver>(handle)
     } else if verdict == Verdict::RELAY {
         tables.call::<F, Relay>(handle)
+    } else if verdict == Verdict::NEXT {
+        DropReason::TableFault.into()
     } else {
         verdict
     }
@@ -140,11 +163,22 @@ fn rest<F: Family, X: Frame, T: Parts<X> + Tables<F>>(
     verdict: Verdict,
 ) -> Verdict {
     if verdict == Verdict::UNCOMMON {
-        let verdict = tables.call::<F, Uncommon>(frame.handle());
+        let handle = frame.handle();
+        let verdict = tables.call::<F, Uncommon>(handle);
         if verdict == Verdict::NEIGHBOUR {
-            tables.call::<F, Neighbour>(frame.handle())
-        } else if verdict == Verdict::PROBE {
-            tables.call::<F, Probe>(frame.handle())
+            return tables.call::<F, Neighbour>(handle);
+        }
+        if verdict == Verdict::PROBE {
+            return tables.call::<F, Probe>(handle);
+        }
+        if verdict != Verdict::UNUSUAL {
+            return verdict;
+        }
+        let verdict = tables.call::<F, parts::Subject>(handle);
+        if verdict == Verdict::FOUND {
+            tables.call::<F, Errand>(handle)
+        } else if verdict == Verdict::OTHER {
+            Verdict::PASS
         } else {
             verdict
         }
@@ -193,10 +227,14 @@ fn ip<F: Family, X: Frame, T: AllTables + Tables<F>>(frame: &mut X, tables: T) -
         proto,
         pad: [0; 3],
     };
-    let is_first = |frame: &X| opens::<X>(frame, proto, transport_at);
-    let verdict = balance::balance::<F, X, T>(frame, tables, service, &ip, &tuple, is_first);
+    let look = Whole::<F, T> {
+        proto,
+        tables,
+        family: PhantomData,
+    };
+    let verdict = balance::balance::<F, X, T>(frame, tables, service, &ip, &tuple, &look);
     if verdict == Verdict::drop(DropReason::NoBackend)
-        && (proto == protocol::UDP || is_first(frame))
+        && (proto == protocol::UDP || look.is_first(frame))
     {
         return if F::IS_V6 {
             Verdict::REFUSE_6
@@ -205,6 +243,25 @@ fn ip<F: Family, X: Frame, T: AllTables + Tables<F>>(frame: &mut X, tables: T) -
         };
     }
     verdict
+}
+
+/// A [`Look`] at a packet that is whole.
+struct Whole<F, T> {
+    proto: u8,
+    tables: T,
+    family: PhantomData<F>,
+}
+
+impl<F: Family, X: Frame, T: Tables<F>> Look<X> for Whole<F, T> {
+    #[inline(always)]
+    fn is_first(&self, frame: &X) -> bool {
+        opens(frame, self.proto, IP_AT + F::HEADER_LEN)
+    }
+
+    #[inline(always)]
+    fn pinned(&self, frame: &X) -> u32 {
+        balance::pinned::<F, X, T>(frame.handle(), self.tables)
+    }
 }
 
 /// Whether a packet opens a flow: a SYN without ACK, an INIT. Nobody can tell for UDP.
@@ -258,19 +315,20 @@ pub(crate) fn uncommon<F: Family, X: Frame, T: Tables<F>>(handle: X::Handle, tab
         tables.count(Stat::EchoAnswered);
         return icmp::echo::<F, X>(&mut frame);
     }
-    let Some(mut scratch) = tables.scratch() else {
-        return DropReason::TableFault.into();
-    };
-    let (_, work) = F::work(&mut scratch);
-    let finding = subject::of::<F, X, T>(frame.handle(), tables, &mut work.subject);
-    if finding == Finding::OTHER {
+    Verdict::UNUSUAL
+}
+
+/// A fragment or an ICMP error for a VIP, once its subject is found.
+#[inline(always)]
+pub(crate) fn errand<F: Family, X: Frame, T: Tables<F>>(handle: X::Handle, tables: T) -> Verdict {
+    let mut frame = X::open(handle);
+    let Some(ip) = frame.read::<F::Header>(IP_AT) else {
         return Verdict::PASS;
-    }
-    if finding != Finding::FOUND {
-        return finding.verdict();
-    }
-    let subject = work.subject;
-    drop(scratch);
+    };
+    let subject = match tables.scratch() {
+        Some(mut scratch) => F::work(&mut scratch).1.subject,
+        None => return DropReason::TableFault.into(),
+    };
     balance::balance_subject::<F, X, T>(&mut frame, tables, &ip, &subject)
 }
 

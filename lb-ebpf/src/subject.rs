@@ -70,15 +70,19 @@ impl Finding {
         Self(2 + reason as u32)
     }
 
-    /// The verdict of a refusal.
+    /// What is to be done next: a refusal is final.
     #[inline(always)]
-    pub const fn verdict(self) -> Verdict {
-        Verdict::drop_number(self.0.wrapping_sub(2))
+    pub(crate) const fn verdict(self) -> Verdict {
+        match self {
+            Self::FOUND => Verdict::FOUND,
+            Self::OTHER => Verdict::OTHER,
+            Self(refused) => Verdict::drop_number(refused.wrapping_sub(2)),
+        }
     }
 }
 
 /// Finds the subject of any packet. Notes the ports of first fragments.
-#[inline(never)]
+#[inline(always)]
 pub fn of<F: Family, X: Frame, T: Tables<F>>(
     handle: X::Handle,
     tables: T,

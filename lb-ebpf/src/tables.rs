@@ -8,9 +8,9 @@
 use core::ops::DerefMut;
 
 use crate::abi::{
-    AnnouncedKey, Announcement, Backend, Claim, Config, FirstPod, Flow, FragmentKey, FragmentPorts,
-    HalfOpen, Limited, LocalKey, LocalPod, Pin, ServiceEntry, Set, Slot, SourceKey, Stamp, Stat,
-    Tuple,
+    AnnouncedKey, Announcement, Backend, Claim, Config, Event, FirstPod, Flow, FragmentKey,
+    FragmentPorts, HalfOpen, Limited, LocalKey, LocalPod, Pin, ServiceEntry, Set, Slot, SourceKey,
+    Stamp, Stat, Tuple,
 };
 use crate::family::{Family, V4, V6};
 use crate::own::Scratch;
@@ -51,6 +51,8 @@ pub trait Shared: Copy {
     fn count_service(&self, id: u32, bytes: usize);
     /// Counts a packet for a backend.
     fn count_backend(&self, id: u32, bytes: usize);
+    /// Tells the agent of a flow.
+    fn report(&self, event: &Event);
     /// Counts an event.
     fn count(&self, stat: Stat);
     /// Counts a dropped packet, by the number of its [`crate::abi::DropReason`].

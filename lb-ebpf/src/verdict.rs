@@ -52,6 +52,16 @@ impl Verdict {
     pub(crate) const STRANGER: Self = Self(10);
     /// Not final: other candidates are to be asked.
     pub(crate) const WALK: Self = Self(15);
+    /// Not final: its subject is to be found, see [`crate::subject`].
+    pub(crate) const UNUSUAL: Self = Self(22);
+    /// Not final: its subject is in the scratch memory.
+    pub(crate) const FOUND: Self = Self(23);
+    /// Not final: it has no subject.
+    pub(crate) const OTHER: Self = Self(24);
+    /// Not final: the next candidate is to be found.
+    pub(crate) const NEXT: Self = Self(20);
+    /// Not final: the target, a pod of this node, is to be asked.
+    pub(crate) const ASK: Self = Self(21);
     /// Not final: nobody knows the flow.
     pub(crate) const NOBODY: Self = Self(16);
     /// Not final: a new flow for the target.

@@ -6,6 +6,7 @@
 )]
 #![forbid(unsafe_code)]
 
+mod certs;
 mod clean;
 mod cluster;
 mod crds;
@@ -52,6 +53,8 @@ enum Task {
     },
     /// Write the definitions of our objects, made from the Rust types, below deploy/crds
     Crds,
+    /// Write an authority and certificates for a lab: of all agents, of the manager, and of single nodes
+    Certs(certs::Args),
     /// Pack what was built as container images, without a container engine
     Image(image::Args),
     /// A real Kubernetes on this machine, with nodes made of namespaces, as root
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
             kernel: Some(version),
         } => verifier_kernel::run(&version),
         Task::Crds => crds::run(),
+        Task::Certs(args) => certs::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Cluster(args) => cluster::run(args),
         Task::Clean => clean::run(),

@@ -109,6 +109,7 @@ pub(super) fn config(core: &Core, secrets: &ClusterSecrets) -> abi::Config {
             abi::config_flag::RELAY_OFF
         },
         icmp_errors_per_second: ICMP_ERRORS_PER_SECOND,
+        opinions: [0; 2],
     }
 }
 
@@ -184,6 +185,7 @@ pub(super) fn drift(found: &Contents, wanted: &Contents) -> u64 {
         slots,
         services,
         locals,
+        pins,
         peers,
         source_ranges,
         announced,
@@ -195,6 +197,7 @@ pub(super) fn drift(found: &Contents, wanted: &Contents) -> u64 {
         + differing(slots, &wanted.slots)
         + differing(services, &wanted.services)
         + differing(locals, &wanted.locals)
+        + differing(pins, &wanted.pins)
         + differing(peers, &wanted.peers)
         + source_ranges
             .symmetric_difference(&wanted.source_ranges)

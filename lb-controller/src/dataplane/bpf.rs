@@ -22,7 +22,7 @@ use super::stamp::StampWriter;
 use super::sys::{GracePeriods, More};
 use super::table::{ArrayTable, HashTable, PerCpuTable, PrefixTable};
 use super::{ApplyError, Capacity, Contents, Counters, Dataplane};
-use crate::model::op::{BackendId, LocalKey, Op, RegionId, ServiceKey, SetId, SlotIndex};
+use crate::model::op::{BackendId, LocalKey, Op, PinKey, RegionId, ServiceKey, SetId, SlotIndex};
 
 /// The kernel's maps of one node.
 pub struct BpfDataplane {
@@ -37,6 +37,8 @@ pub struct BpfDataplane {
     backends: ArrayTable<abi::Backend>,
     locals4: HashTable<abi::LocalKey<Be32>, abi::LocalPod>,
     locals6: HashTable<abi::LocalKey<Addr6>, abi::LocalPod>,
+    pins4: HashTable<abi::Tuple<Be32>, abi::Pin>,
+    pins6: HashTable<abi::Tuple<Addr6>, abi::Pin>,
     peers: HashTable<Addr6, u32>,
     source_ranges: PrefixTable<abi::SourceRange, u32>,
     announced: HashTable<abi::AnnouncedKey, abi::Announcement>,
@@ -104,6 +106,8 @@ impl BpfDataplane {
             backends: ArrayTable::open(&pins, map::BACKENDS)?,
             locals4: HashTable::open(&pins, map::LOCALS4)?,
             locals6: HashTable::open(&pins, map::LOCALS6)?,
+            pins4: HashTable::open(&pins, map::PINS4)?,
+            pins6: HashTable::open(&pins, map::PINS6)?,
             peers: HashTable::open(&pins, map::PEERS)?,
             source_ranges: PrefixTable::open(&pins, map::SOURCE_RANGES)?,
             announced: HashTable::open(&pins, map::ANNOUNCED)?,
@@ -301,6 +305,15 @@ impl Dataplane for BpfDataplane {
             six.into_iter()
                 .map(|(key, entry)| (ServiceKey::V6(key), entry)),
         );
+        let mut pins = HashMap::new();
+        self.pins4.scan(|key, value| {
+            pins.insert(PinKey::V4(*key), *value);
+            More::Yes
+        })?;
+        self.pins6.scan(|key, value| {
+            pins.insert(PinKey::V6(*key), *value);
+            More::Yes
+        })?;
         let mut locals = HashMap::new();
         self.locals4.scan(|key, value| {
             locals.insert(LocalKey::V4(*key), *value);
@@ -328,6 +341,7 @@ impl Dataplane for BpfDataplane {
             slots,
             services,
             locals,
+            pins,
             peers,
             source_ranges: self.source_ranges.keys()?.into_iter().collect(),
             announced: self.read_announced()?,
@@ -376,6 +390,20 @@ impl Dataplane for BpfDataplane {
             Op::RemoveLocal {
                 key: LocalKey::V6(key),
             } => self.locals6.remove(key),
+            Op::Pin {
+                key: PinKey::V4(key),
+                value,
+            } => self.pins4.put(key, value),
+            Op::Pin {
+                key: PinKey::V6(key),
+                value,
+            } => self.pins6.put(key, value),
+            Op::RemovePin {
+                key: PinKey::V4(key),
+            } => self.pins4.remove(key),
+            Op::RemovePin {
+                key: PinKey::V6(key),
+            } => self.pins6.remove(key),
             Op::PurgeFlows { identity } => self
                 .flows
                 .purge(&HashSet::from([*identity]))

@@ -166,6 +166,12 @@ impl Dataplane for FakeDataplane {
             Op::Local { key, value } => {
                 self.contents.locals.insert(*key, *value);
             }
+            Op::Pin { key, value } => {
+                self.contents.pins.insert(*key, *value);
+            }
+            Op::RemovePin { key } => {
+                self.contents.pins.remove(key);
+            }
             Op::RemoveLocal { key } => {
                 self.contents.locals.remove(key);
             }

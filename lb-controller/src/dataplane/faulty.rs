@@ -120,6 +120,7 @@ fn map_of(op: &Op) -> &'static str {
         } => map::SERVICES6,
         Op::ClearCount { .. } => map::SERVICES_COUNT,
         Op::Local { .. } | Op::RemoveLocal { .. } => map::LOCALS4,
+        Op::Pin { .. } | Op::RemovePin { .. } => map::PINS4,
         Op::PurgeFlows { .. } => map::FLOWS4,
         Op::Peer { .. } | Op::RemovePeer { .. } => map::PEERS,
         Op::SourceRange { .. } | Op::RemoveSourceRange { .. } => map::SOURCE_RANGES,

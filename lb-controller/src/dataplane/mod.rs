@@ -48,7 +48,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use lb_ebpf::abi;
 use lb_ebpf::wire::Addr6;
 
-use crate::model::op::{BackendId, LocalKey, Op, RegionId, ServiceKey, SetId, SlotIndex};
+use crate::model::op::{BackendId, LocalKey, Op, PinKey, RegionId, ServiceKey, SetId, SlotIndex};
 
 /// What the maps hold: read back on start, and compared against by the drift check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,6 +65,8 @@ pub struct Contents {
     pub services: BTreeMap<ServiceKey, abi::ServiceEntry>,
     /// Ports of this node's own pods.
     pub locals: HashMap<LocalKey, abi::LocalPod>,
+    /// Pinned flows.
+    pub pins: HashMap<PinKey, abi::Pin>,
     /// Nodes.
     pub peers: HashMap<Addr6, u32>,
     /// Who may speak to services with source ranges.

@@ -238,13 +238,14 @@ impl<'a> Live<'a> {
                 current,
                 older,
                 substitute,
-                suspected: _,
             } = set;
             live.backends
                 .extend(older.iter().chain([current, substitute]));
         }
         live.backends
             .extend(installed.locals.values().map(|local| local.backend));
+        let pins = installed.pins.values();
+        live.backends.extend(pins.flat_map(|pin| pin.backends));
         live
     }
 

@@ -4,14 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_ebpf::abi::{DropReason, ROWS_PER_ELEMENT, ServiceEntry, TableRef, Tuple};
 use lb_ebpf::balance;
-use lb_ebpf::candidates::{self, Candidates, PLACES};
+use lb_ebpf::candidates::{self, Candidates, PINNED, PLACES};
 use lb_ebpf::family::{Family, V4, V6};
 use lb_ebpf::hash;
 use lb_ebpf::tables::Tables;
 use lb_ebpf::tables::memory::Memory;
 use lb_ebpf::wire::{Addr6, Be16, Be32, Ports};
 
-use super::op::{BackendId, ServiceKey};
+use super::op::{BackendId, PinKey, ServiceKey};
 use crate::dataplane::Contents;
 
 /// Why a backend may own a flow.
@@ -27,6 +27,8 @@ pub enum Because {
     PreviousOlder,
     /// It stands in, should the occupant be unusable.
     Substitute,
+    /// Who has pinned the flow.
+    Pinned,
 }
 
 impl Because {
@@ -38,12 +40,17 @@ impl Because {
             Self::PreviousCurrent => "current of a previous table",
             Self::PreviousOlder => "older of a previous table",
             Self::Substitute => "substitute",
+            Self::Pinned => "pinned by its owner",
         }
     }
 
     const fn of_place(place: usize) -> Self {
-        let per_table = (PLACES - 1) / (1 + lb_ebpf::abi::PREVIOUS_MAX);
-        if place == PLACES - 1 {
+        let per_table = (PLACES - PINNED - 1) / (1 + lb_ebpf::abi::PREVIOUS_MAX);
+        if place < PINNED {
+            return Self::Pinned;
+        }
+        let place = place - PINNED;
+        if place == PLACES - PINNED - 1 {
             Self::Substitute
         } else if place == 0 {
             Self::Current
@@ -133,6 +140,14 @@ pub fn memory(contents: &Contents) -> Memory {
             ServiceKey::V6(key) => drop(memory.v6.services.insert(*key, *entry)),
         }
     }
+    for (key, pin) in &contents.pins {
+        match key {
+            PinKey::V4(key) => drop(memory.v4.pins.insert(*key, *pin)),
+            PinKey::V6(key) => drop(memory.v6.pins.insert(*key, *pin)),
+        }
+    }
+    // What is asked is where packets go while the agent works.
+    memory.stamp.fresh_since_ns = 1;
     memory
 }
 
@@ -198,7 +213,12 @@ where
         if !admitted {
             return Err(DropReason::SourceRange);
         }
-        balance::choose(&memory, &entry, hash, || is_first).map(BackendId)
+        let pinned = candidates::pinned::<F, _>(memory, &entry, &tuple);
+        if pinned != 0 {
+            return Ok(BackendId(pinned));
+        }
+        let choice = balance::choose(&memory, &entry, hash, || is_first)?;
+        Ok(BackendId(choice.backend))
     };
     Ok(Way {
         entry,

@@ -18,7 +18,7 @@ use lb_ebpf::wire::Addr6;
 use super::backends::{Backends, View};
 use super::ids::{Extents, Used};
 use super::maglev::Rows;
-use super::op::{BackendId, LocalKey, Op, RegionId, ServiceKey, SetId, SlotIndex};
+use super::op::{BackendId, LocalKey, Op, PinKey, RegionId, ServiceKey, SetId, SlotIndex};
 use super::plan::CELL;
 use super::table::TableError;
 use super::template::PodPort;
@@ -66,6 +66,7 @@ pub struct Installed {
     pub(super) owners: HashMap<ServiceKey, Arc<str>>,
     pub(super) keys: HashMap<Arc<str>, Vec<ServiceKey>>,
     pub(super) locals: HashMap<LocalKey, abi::LocalPod>,
+    pub(super) pins: HashMap<PinKey, abi::Pin>,
     pub(super) peers: HashMap<Addr6, u32>,
     /// By service id.
     pub(super) source_ranges: BTreeMap<u32, BTreeSet<abi::SourceRange>>,
@@ -102,6 +103,7 @@ impl Installed {
             slots,
             services,
             locals,
+            pins,
             peers,
             source_ranges,
             announced,
@@ -128,6 +130,7 @@ impl Installed {
             installed.set_service(*key, *value);
         }
         installed.locals.clone_from(locals);
+        installed.pins.clone_from(pins);
         installed.peers.clone_from(peers);
         for range in source_ranges {
             installed.set_source_range(*range);
@@ -159,6 +162,7 @@ impl Installed {
             owners: HashMap::new(),
             keys: HashMap::new(),
             locals: HashMap::new(),
+            pins: HashMap::new(),
             peers: HashMap::new(),
             source_ranges: BTreeMap::new(),
             announced: BTreeMap::new(),
@@ -214,6 +218,7 @@ impl Installed {
                 .collect(),
             services: self.services.clone(),
             locals: self.locals.clone(),
+            pins: self.pins.clone(),
             peers: self.peers.clone(),
             source_ranges: self.source_ranges.values().flatten().copied().collect(),
             announced: self.announced.clone(),
@@ -252,6 +257,12 @@ impl Installed {
             }
             Op::RemoveLocal { key } => {
                 self.locals.remove(key);
+            }
+            Op::Pin { key, value } => {
+                self.pins.insert(*key, *value);
+            }
+            Op::RemovePin { key } => {
+                self.pins.remove(key);
             }
             Op::PurgeFlows { identity: _ } | Op::ClearCount { id: _ } => {}
             Op::Peer { addr, node } => {

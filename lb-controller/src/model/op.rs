@@ -39,6 +39,15 @@ pub enum LocalKey {
     V6(abi::LocalKey<Addr6>),
 }
 
+/// Key of a pinned flow (client and VIP), either family.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum PinKey {
+    /// In `pins4`.
+    V4(abi::Tuple<Be32>),
+    /// In `pins6`.
+    V6(abi::Tuple<Addr6>),
+}
+
 /// One change of the maps.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Op {
@@ -100,6 +109,18 @@ pub enum Op {
     RemoveLocal {
         #[doc = "Which."]
         key: LocalKey,
+    },
+    /// Says who owns a flow, whatever tables say. Its backends are written before.
+    Pin {
+        #[doc = "Which."]
+        key: PinKey,
+        #[doc = "Who."]
+        value: abi::Pin,
+    },
+    /// Leaves it to the tables again.
+    RemovePin {
+        #[doc = "Which."]
+        key: PinKey,
     },
     /// Ends all flows of a dead pod port: `flows`, `half_open`, `first` of that identity.
     PurgeFlows {

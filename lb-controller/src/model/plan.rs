@@ -209,7 +209,8 @@ fn flags(spec: &ServiceTableSpec) -> u32 {
         TrafficPolicy::Cluster => 0,
         TrafficPolicy::Local => service_flag::LOCAL_POLICY,
     };
-    ranges | policy
+    // Nobody streams pins yet, so nobody has to be waited for.
+    ranges | policy | service_flag::STREAMS_UP
 }
 
 /// A range of sources of a service id.

@@ -11,7 +11,9 @@ use lb_controller::dataplane::bpf::{self, BpfDataplane};
 use lb_controller::dataplane::load::{self, Sizes};
 use lb_controller::dataplane::pin::{mount_bpffs, unmount_bpffs};
 use lb_controller::dataplane::{Capacity, Dataplane};
-use lb_controller::model::op::{BackendId, LocalKey, Op, RegionId, ServiceKey, SetId, SlotIndex};
+use lb_controller::model::op::{
+    BackendId, LocalKey, Op, PinKey, RegionId, ServiceKey, SetId, SlotIndex,
+};
 use lb_ebpf::abi::{
     ABI_VERSION, AnnouncedKey, Announcement, Bucket, DropReason, Flow, HalfOpen, Limited, Region,
     SourceRange, Stamp, Stat, TICK_SHIFT, map,
@@ -152,6 +154,7 @@ impl Kernel {
                 .map(|key| Op::RemoveService { key }),
         );
         ops.extend(old.locals.into_keys().map(|key| Op::RemoveLocal { key }));
+        ops.extend(old.pins.into_keys().map(|key| Op::RemovePin { key }));
         ops.extend(old.peers.into_keys().map(|addr| Op::RemovePeer { addr }));
         ops.push(Op::Grace);
         ops.extend(bystanders(old.source_ranges, old.announced, tables));
@@ -209,6 +212,18 @@ impl Kernel {
         for (key, value) in &tables.v6.locals {
             ops.push(Op::Local {
                 key: LocalKey::V6(*key),
+                value: *value,
+            });
+        }
+        for (key, value) in &tables.v4.pins {
+            ops.push(Op::Pin {
+                key: PinKey::V4(*key),
+                value: *value,
+            });
+        }
+        for (key, value) in &tables.v6.pins {
+            ops.push(Op::Pin {
+                key: PinKey::V6(*key),
                 value: *value,
             });
         }

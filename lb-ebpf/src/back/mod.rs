@@ -8,12 +8,10 @@ mod mss;
 
 use core::mem::offset_of;
 
-use crate::abi::{
-    Flow, FragmentKey, FragmentPorts, Stat, TICK_SHIFT, Tuple, flow_flag, flow_state, mark,
-};
+use crate::abi::{Flow, FragmentKey, FragmentPorts, Stat, TICK_SHIFT, Tuple, flow_state};
 use crate::checksum;
 use crate::family::{Family, Next, V4, V6};
-use crate::own::{flow_ends, promote};
+use crate::own::{flags_of, flow_ends, promote};
 use crate::subject::{IP_AT, has_ports, is_icmp_error};
 use crate::tables::{AllTables, Tables};
 use crate::wire::{
@@ -188,11 +186,7 @@ fn half_open<F: Family, S: Skb, T: Tables<F>>(
         if let Some((isn, high)) = answer {
             note_answer(half_open, isn, high);
         }
-        let flags = if half_open.mark & mark::DEVIATION != 0 {
-            flow_flag::DEVIATION
-        } else {
-            0
-        };
+        let flags = flags_of(half_open.mark);
         let flow = Flow {
             seen: tick,
             vip: half_open.vip,

@@ -7,8 +7,8 @@ use aya_ebpf::bindings::xdp_md;
 use lb_ebpf::family::{Family, V4, V6};
 use lb_ebpf::frame::Frame;
 use lb_ebpf::parts::{
-    Admit, Arrived, Deliver, Geneve, Neighbour, Nobody, Part, Parts, Probe, Refuse, Relay,
-    Stranger, TooBig, Uncommon, Untag, Walk,
+    Acquaintance, Admit, Arrived, Ask, Deliver, Errand, Geneve, Neighbour, Next, Nobody, Part,
+    Parts, Probe, Refuse, Relay, Stranger, Subject, TooBig, Uncommon, Untag, Unusual, Walk,
 };
 use lb_ebpf::tables::Tables;
 use lb_ebpf::verdict::Verdict;
@@ -51,10 +51,22 @@ macro_rules! functions {
 functions! {
     arrived4 = Arrived over V4;
     arrived6 = Arrived over V6;
+    subject4 = Subject over V4;
+    subject6 = Subject over V6;
+    unusual4 = Unusual over V4;
+    unusual6 = Unusual over V6;
+    errand4 = Errand over V4;
+    errand6 = Errand over V6;
+    acquaintance4 = Acquaintance over V4;
+    acquaintance6 = Acquaintance over V6;
     stranger4 = Stranger over V4;
     stranger6 = Stranger over V6;
     walk4 = Walk over V4;
     walk6 = Walk over V6;
+    next4 = Next over V4;
+    next6 = Next over V6;
+    ask4 = Ask over V4;
+    ask6 = Ask over V6;
     nobody4 = Nobody over V4;
     nobody6 = Nobody over V6;
     admit4 = Admit over V4;

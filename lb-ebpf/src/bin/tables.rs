@@ -3,9 +3,9 @@
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::maps::lpm_trie::Key as Prefix;
 use lb_ebpf::abi::{
-    AnnouncedKey, Announcement, Backend, Claim, Config, FirstPod, Flow, FragmentKey, FragmentPorts,
-    HalfOpen, Limited, LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT, SOURCE_BITS, ServiceEntry, Set,
-    Slot, SourceKey, SourceRange, Stamp, Stat, Tuple,
+    AnnouncedKey, Announcement, Backend, Claim, Config, Event, FirstPod, Flow, FragmentKey,
+    FragmentPorts, HalfOpen, Limited, LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT, SOURCE_BITS,
+    ServiceEntry, Set, Slot, SourceKey, SourceRange, Stamp, Stat, Tuple,
 };
 use lb_ebpf::directory::{self, Key as _};
 use lb_ebpf::family::{Family, V4, V6};
@@ -31,6 +31,7 @@ static EMPTY: Config = Config {
     mss6: 0,
     flags: 0,
     icmp_errors_per_second: 0,
+    opinions: [0; 2],
 };
 
 #[inline(always)]
@@ -189,6 +190,20 @@ impl Shared for Maps {
     #[inline(always)]
     fn count_backend(&self, id: u32, bytes: usize) {
         add(&maps::BACKENDS_COUNT, id, bytes);
+    }
+
+    #[inline(always)]
+    fn report(&self, event: &Event) {
+        // Written where it stays: a copy on the stack would stand below those of the walk.
+        let stat = match maps::EVENTS.reserve::<Event>(0) {
+            Some(mut place) => {
+                place.write(*event);
+                place.submit(0);
+                Stat::Reported
+            }
+            None => Stat::ReportLost,
+        };
+        self.count(stat);
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use super::know::{Knowledge, flow_key, is_closing, know, tick};
 use super::{Scratch, Target, Work, service_of};
 use crate::abi::{
-    DropReason, FirstPod, HALF_OPEN_IDLE_TICKS, HalfOpen, LocalKey, Stat, backend_flag,
+    DropReason, FirstPod, HALF_OPEN_IDLE_TICKS, HalfOpen, LocalKey, Stat, backend_flag, mark,
 };
 use crate::balance;
 use crate::decap::Arrival;
@@ -26,7 +26,7 @@ pub(super) fn lives_here<F: Family, T: Tables<F>>(tables: T, target: &Target<F::
 
 /// Whether another pod of this node than the one that is named has answered the client's SYN and knows the flow; it is the
 /// target then.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn answered<F: Family, T: Tables<F>>(
     tables: T,
     work: &mut Work<F::Addr>,
@@ -60,7 +60,7 @@ pub(super) fn answered<F: Family, T: Tables<F>>(
     false
 }
 
-/// A SYN: for the pod that has already answered it, or to be admitted for the pod that is named.
+/// A SYN: to be admitted for the pod that is named, if that lives here.
 #[inline(always)]
 pub(super) fn first<F: Family, T: Tables<F>>(
     tables: T,
@@ -68,10 +68,10 @@ pub(super) fn first<F: Family, T: Tables<F>>(
     work: &mut Work<F::Addr>,
     now_ns: u64,
 ) -> Verdict {
-    if answered::<F, T>(tables, work, now_ns) {
-        return Verdict::DELIVER;
-    }
-    if lives_here::<F, T>(tables, &work.target) {
+    // A pin may be older than the end of its flow: then the client opens another one with the same ports.
+    let is_outlived =
+        arrival.mark & mark::PINNED != 0 && know::<F, T>(tables, work, now_ns) != Knowledge::Known;
+    if !is_outlived && lives_here::<F, T>(tables, &work.target) {
         return Verdict::ADMIT;
     }
     match afresh::<F, T>(tables, arrival, work) {
@@ -95,16 +95,18 @@ fn afresh<F: Family, T: Tables<F>>(
     }
     let service = service_of::<F, T>(&tables, subject).ok_or(DropReason::NoSuchPod)?;
     let hash = balance::flow_hash::<F, T>(tables, &subject.tuple, &service.current);
-    let backend_id = balance::choose(&tables, service, hash, || true)?;
-    let backend = tables.backend(backend_id).ok_or(DropReason::TableFault)?;
-    if backend.identity == arrival.identity {
+    let choice = balance::choose(&tables, service, hash, || true)?;
+    let backend = tables
+        .backend(choice.backend)
+        .ok_or(DropReason::TableFault)?;
+    if backend.identity == arrival.identity && arrival.mark & mark::PINNED == 0 {
         return Err(DropReason::NoSuchPod);
     }
     tables.count(Stat::DecidedAfresh);
     arrival.asked.push(arrival.identity);
+    target.mark = choice.mark | balance::track(service);
     if backend.flags & backend_flag::LOCAL == 0 {
-        target.backend = backend_id;
-        target.mark = 0;
+        target.backend = choice.backend;
         return Ok(Verdict::RELAY);
     }
     target.aim::<F>(backend);
@@ -127,7 +129,7 @@ pub(crate) fn admit<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) -
     let Target {
         pod,
         port,
-        mark,
+        mark: carried,
         identity,
         ..
     } = *target;
@@ -177,7 +179,7 @@ pub(crate) fn admit<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) -
                 vip,
                 vip_port,
                 answers: 0,
-                mark,
+                mark: carried & mark::REPORTED,
                 identity,
                 isn: [0; 2],
                 high: 0,

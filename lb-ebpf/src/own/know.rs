@@ -1,7 +1,7 @@
 //! What this node knows about a flow and one of its pods: the flow table and the half-open flows.
 
 use super::Work;
-use crate::abi::{Flow, HalfOpen, Stat, TICK_SHIFT, Tuple, flow_flag, flow_state, mark};
+use crate::abi::{Event, Flow, HalfOpen, Stat, TICK_SHIFT, Tuple, flow_flag, flow_state, mark};
 use crate::family::Family;
 use crate::subject::{Kind, Subject};
 use crate::tables::Tables;
@@ -108,7 +108,7 @@ fn know_half_open<F: Family, T: Tables<F>>(
     } = work;
     let identity = target.identity;
     let (vip, vip_port) = (subject.tuple.dst, subject.tuple.ports.dst);
-    let mut deviation = 0;
+    let mut flags = 0;
     let mut acknowledged = false;
     let known = tables.half_open(key, |half_open| {
         if half_open.identity != identity {
@@ -128,9 +128,7 @@ fn know_half_open<F: Family, T: Tables<F>>(
                 return Knowledge::Unknown;
             }
         }
-        if half_open.mark & mark::DEVIATION != 0 {
-            deviation = flow_flag::DEVIATION;
-        }
+        flags = flags_of(half_open.mark);
         half_open.seen = tick;
         Knowledge::Known
     });
@@ -143,7 +141,7 @@ fn know_half_open<F: Family, T: Tables<F>>(
             client,
             pod: 0,
             identity,
-            flags: deviation,
+            flags,
         };
         promote::<F, T>(tables, key, flow);
     }
@@ -156,9 +154,48 @@ pub fn promote<F: Family, T: Tables<F>>(tables: T, key: &Tuple<F::Addr>, flow: &
     if tables.insert_flow(key, flow) {
         tables.remove_half_open(key);
         tables.count(Stat::Promoted);
+        if flow.flags & (flow_flag::DEVIATION | flow_flag::TRACK) != 0 {
+            report::<F, T>(tables, key, flow);
+        }
     } else {
         tables.count(Stat::FlowTableFull);
     }
+}
+
+/// The flags of a flow by the mark of its half-open entry.
+#[inline(always)]
+pub(crate) const fn flags_of(carried: u8) -> u32 {
+    let mut flags = 0;
+    if carried & mark::PINNED != 0 {
+        flags |= flow_flag::PINNED;
+    }
+    if carried & mark::DEVIATION != 0 {
+        flags |= flow_flag::DEVIATION;
+    }
+    if carried & mark::TRACK != 0 {
+        flags |= flow_flag::TRACK;
+    }
+    flags
+}
+
+/// Tells the agent of a flow that it has to pin.
+#[inline(never)]
+fn report<F: Family, T: Tables<F>>(tables: T, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
+    let event = Event {
+        client: F::mapped(key.src),
+        vip: F::mapped(flow.vip),
+        pod: F::mapped(key.dst),
+        ports: Ports {
+            src: key.ports.src,
+            dst: flow.vip_port,
+        },
+        pod_port: key.ports.dst,
+        proto: key.proto,
+        is_v6: u8::from(F::IS_V6),
+        identity: flow.identity,
+        flags: flow.flags,
+    };
+    tables.report(&event);
 }
 
 /// Whether an acknowledgement is above one of the SYN-ACKs and not above the highest sequence number that left the pod

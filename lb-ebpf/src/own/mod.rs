@@ -5,12 +5,16 @@
 //! next candidate, and nobody is asked twice.
 //!
 //! ```text
-//! node ─┬─ known: delivered
-//!       └─ stranger ─┬─ a first packet, or one marked so ──────────────▶ admit ─▶ deliver
-//!                    └─ walk ─┬─ another pod here knows it ──────────────────────▶ deliver
-//!                             ├─ another node may ───────────────────────────────▶ relay
-//!                             └─ nobody ─┬─ a new flow, here or there ─▶ admit, relay
-//!                                        └─ held back
+//! node ─┬─ unusual: its subject is found first
+//!       ├─ known ────────────────────────────────────────────────▶ delivered
+//!       ├─ acquaintance: another pod here has answered ──────────▶ deliver
+//!       └─ stranger ─┬─ a first packet, or one marked so ────────▶ admit ─▶ deliver
+//!                    └─ walk ─▶ next ─┬─ a pod here ─▶ ask ─┬─ knows it ─▶ deliver
+//!                                ▲    │                     │
+//!                                └────┼─────────────────────┘
+//!                                     ├─ another node may know it ─────▶ relay
+//!                                     └─ nobody ─┬─ new here, or there ─▶ admit, relay
+//!                                                └─ held back
 //! ```
 //! Each stage is a part by itself ([`crate::parts`]); a verdict that is not final names the next one, and what it must know
 //! is in the scratch memory. So no stage stands on another's stack: along a chain of calls the verifier allows 512 bytes.
@@ -19,6 +23,7 @@ mod admit;
 mod know;
 mod walk;
 
+pub(crate) use know::flags_of;
 pub use know::{Knowledge, flow_ends, is_closing, know, promote};
 
 use crate::abi::{
@@ -40,7 +45,7 @@ use crate::wire::{Addr6, Be16, Be32};
 
 pub(crate) use admit::admit;
 use admit::{answered, first};
-pub(crate) use walk::{nobody, walk};
+pub(crate) use walk::{ask, next, nobody, walk};
 
 /// Where a packet goes, beside the verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,11 +74,11 @@ impl<A> Target<A> {
 
 /// The arrival that a packet for a backend of this node would have had.
 #[inline(always)]
-pub fn at_backend<F: Family>(backend: &Backend) -> Arrival {
+pub fn at_backend<F: Family>(backend: &Backend, mark: u8) -> Arrival {
     Arrival {
         pod: F::mapped(address::<F>(backend)),
         port: backend.port,
-        mark: 0,
+        mark,
         is_v6: u8::from(F::IS_V6),
         identity: backend.identity,
         asked: Asked::NOBODY,
@@ -105,6 +110,10 @@ pub struct Work<A> {
     pub half_open: HalfOpen<A>,
     /// An entry to be written.
     pub first: FirstPod<A>,
+    /// The pod that it came for, while others are asked.
+    pub named: Target<A>,
+    /// 1: no other node is asked, but those that have pinned the flow.
+    pub stays: u32,
     /// The closing owner's place among the asked, or 0.
     pub closing_at: u32,
     /// What this node knows of the flow, unless the packet is a first one.
@@ -142,18 +151,35 @@ pub fn node<F: Family, X: Frame, T: Tables<F>>(
         return DropReason::Truncated.into();
     }
     let (arrival, work) = F::work(scratch);
-    // Most are whole, and a call costs a tenth of what is done for them here.
-    let finding = if subject::is_whole::<F>(&ip) {
-        subject::whole::<F, X>(&frame, &ip, &mut work.subject)
-    } else {
-        subject::of::<F, X, T>(handle, tables, &mut work.subject)
-    };
-    if finding == Finding::OTHER {
-        return DropReason::EncapMalformed.into();
+    // Most are whole.
+    if !subject::is_whole::<F>(&ip) {
+        return Verdict::UNUSUAL;
     }
+    let finding = subject::whole::<F, X>(&frame, &ip, &mut work.subject);
     if finding != Finding::FOUND {
         return finding.verdict();
     }
+    own::<F, X, T>(&mut frame, tables, arrival, work)
+}
+
+/// The rest of [`node`] for a packet whose subject took some finding: a fragment or an ICMP error.
+#[inline(always)]
+pub fn unusual<F: Family, X: Frame, T: Tables<F>>(
+    handle: X::Handle,
+    tables: T,
+    scratch: &mut Scratch,
+) -> Verdict {
+    let (arrival, work) = F::work(scratch);
+    own::<F, X, T>(&mut X::open(handle), tables, arrival, work)
+}
+
+#[inline(always)]
+fn own<F: Family, X: Frame, T: Tables<F>>(
+    frame: &mut X,
+    tables: T,
+    arrival: &Arrival,
+    work: &mut Work<F::Addr>,
+) -> Verdict {
     let Arrival {
         port,
         mark,
@@ -173,19 +199,33 @@ pub fn node<F: Family, X: Frame, T: Tables<F>>(
     let knowledge = know::<F, T>(tables, work, tables.now_ns());
     if knowledge == Knowledge::Known {
         tables.count(deliver::stat(work.subject.kind));
-        return deliver::to_pod::<F, X>(&mut frame, work);
+        return deliver::to_pod::<F, X>(frame, work);
     }
     work.knowledge = knowledge;
     Verdict::STRANGER
 }
 
-/// A packet that [`node`] did not deliver: opens a flow, or this node does not simply know it.
+/// A packet that [`node`] did not deliver: delivered if another pod here has answered the client. Otherwise still
+/// [`Verdict::STRANGER`].
+#[inline(always)]
+pub fn acquaintance<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) -> Verdict {
+    let (arrival, work) = F::work(scratch);
+    // A pod of this node, though the tables may have forgotten it, as they do under policy Local.
+    let may_be = work.subject.is_first()
+        || work.knowledge == Knowledge::Unknown && arrival.mark & mark::ADMIT == 0;
+    if may_be && answered::<F, T>(tables, work, tables.now_ns()) {
+        Verdict::DELIVER
+    } else {
+        Verdict::STRANGER
+    }
+}
+
+/// A packet that nobody here simply knows.
 #[inline(always)]
 pub fn stranger<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) -> Verdict {
     let (arrival, work) = F::work(scratch);
-    let now_ns = tables.now_ns();
     if work.subject.is_first() {
-        return first::<F, T>(tables, arrival, work, now_ns);
+        return first::<F, T>(tables, arrival, work, tables.now_ns());
     }
     let knowledge = work.knowledge;
     match knowledge {
@@ -193,8 +233,6 @@ pub fn stranger<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) -> Ve
         Knowledge::InUse => DropReason::TupleInUse.into(),
         Knowledge::Closing if closing_owner(arrival) == Some(arrival.identity) => Verdict::DELIVER,
         Knowledge::Unknown if arrival.mark & mark::ADMIT != 0 => Verdict::ADMIT,
-        // A pod of this node, though the tables may have forgotten it, as they do under policy Local.
-        Knowledge::Unknown if answered::<F, T>(tables, work, now_ns) => Verdict::DELIVER,
         Knowledge::Closing | Knowledge::Unknown => Verdict::WALK,
     }
 }

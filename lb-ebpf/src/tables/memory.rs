@@ -9,7 +9,7 @@ use std::vec::Vec;
 
 use super::{Shared, Tables};
 use crate::abi::{
-    AnnouncedKey, Announcement, Backend, Claim, Config, Count, DropReason, FirstPod, Flow,
+    AnnouncedKey, Announcement, Backend, Claim, Config, Count, DropReason, Event, FirstPod, Flow,
     FragmentKey, FragmentPorts, HalfOpen, Limited, LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT,
     ServiceEntry, ServiceKey4, ServiceKey6, Set, Slot, SourceKey, SourceRange, Stamp, Stat, Tuple,
 };
@@ -96,7 +96,9 @@ pub struct Memory {
     pub backends_count: RefCell<HashMap<u32, Count>>,
     /// What the owner's decision works on.
     pub scratch: RefCell<Scratch>,
-    /// Events.
+    /// What the agent was told.
+    pub events: RefCell<Vec<Event>>,
+    /// What happened, by kind.
     pub stats: RefCell<HashMap<Stat, u64>>,
     /// Dropped packets.
     pub drops: RefCell<HashMap<DropReason, u64>>,
@@ -183,6 +185,10 @@ impl<'a> Shared for &'a Memory {
     }
     fn count_backend(&self, id: u32, bytes: usize) {
         add(&self.backends_count, id, bytes);
+    }
+    fn report(&self, event: &Event) {
+        self.count(Stat::Reported);
+        self.events.borrow_mut().push(*event);
     }
     fn count(&self, stat: Stat) {
         *self.stats.borrow_mut().entry(stat).or_default() += 1;

@@ -271,6 +271,7 @@ impl Scene {
         for (place, (port, proto)) in ports.into_iter().enumerate() {
             let entry = ServiceEntry {
                 id: place as u32 + 1,
+                flags: service_flag::STREAMS_UP,
                 slot_count: 3,
                 current: TableRef {
                     rows: 0,

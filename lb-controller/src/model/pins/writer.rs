@@ -17,7 +17,7 @@ pub struct Writer {
     pins_max: usize,
     /// How far each balancer has put our changes into its map.
     acknowledged: BTreeMap<Arc<str>, Position>,
-    /// The last snapshot, shared by all balancers that need one.
+    /// The last snapshot, for others who need the same.
     snapshot: Option<Arc<Snapshot>>,
 }
 
@@ -138,7 +138,7 @@ impl Writer {
             from.incarnation == self.incarnation && from.seq >= oldest && from.seq <= self.last
         };
         let Some(from) = from.filter(in_log) else {
-            return Batch::Snapshot(self.snapshot(oldest));
+            return Batch::Snapshot(self.snapshot());
         };
         let skip = (from.seq.0 - oldest.0) as usize;
         let changes: Vec<Change> = self.log.iter().skip(skip).take(max).cloned().collect();
@@ -154,21 +154,25 @@ impl Writer {
         })
     }
 
-    /// The last snapshot as long as the log goes on from it, so that many balancers cost one copy.
-    fn snapshot(&mut self, oldest: Seq) -> Arc<Snapshot> {
+    /// Everything as it is now. An older snapshot and the changes since would not do: at its end a balancer that has started
+    /// again drops what its map had inherited, and holds the stream for complete. Balancers that ask while nothing changes,
+    /// as they do after a restart of this agent, share one copy.
+    fn snapshot(&mut self) -> Arc<Snapshot> {
         let position = self.position();
-        match &self.snapshot {
-            Some(last) if last.position.seq >= oldest => last.clone(),
-            Some(_) | None => {
-                let pins = self.pins.iter().map(|(key, pod)| (*key, pod.clone()));
-                let snapshot = Arc::new(Snapshot {
-                    position,
-                    pins: pins.collect(),
-                });
-                self.snapshot = Some(snapshot.clone());
-                snapshot
-            }
+        if let Some(last) = self
+            .snapshot
+            .as_ref()
+            .filter(|last| last.position == position)
+        {
+            return last.clone();
         }
+        let pins = self.pins.iter().map(|(key, pod)| (*key, pod.clone()));
+        let snapshot = Arc::new(Snapshot {
+            position,
+            pins: pins.collect(),
+        });
+        self.snapshot = Some(snapshot.clone());
+        snapshot
     }
 
     /// A balancer has everything up to a position in its map. What it said about another start of this agent says nothing.

@@ -1,9 +1,11 @@
 //! The balancer: to which pod, with which headers, and what it leaves alone.
 
-use lb_ebpf::abi::{DropReason, Limited, SLOT_DEVIATES, Stat, backend_flag};
+use lb_ebpf::abi::{DropReason, Limited, SLOT_DEVIATES, Stat, backend_flag, mark};
 
 use super::{Case, sent, xdp};
-use crate::golden::packet::{self, ACK, FIN, Ip, PSH, RST, SYN, Tcp, Udp, frame, frame_back, icmp};
+use crate::golden::packet::{
+    self, ACK, Encap, FIN, Ip, PSH, RST, SYN, Tcp, Udp, frame, frame_back, icmp,
+};
 use crate::golden::scene::{
     CLIENT_PORT, DNS, HTTP, L1, Net, POD_PORT, Proto, R2, R3, R4, SECOND, Scene, mac,
 };
@@ -116,16 +118,23 @@ fn ways(cases: &mut Vec<Case>, net: Net) {
             }
         })
     };
-    for (flags, pod) in [(SYN, R3), (ACK, R2)] {
+    for (flags, pod, mark, counts) in [
+        (SYN, R3, mark::DEVIATION, &[Stat::Deviated][..]),
+        (ACK, R2, 0, &[]),
+    ] {
         let packet = tcp(flags).packet(&ip);
-        let out = sent(&scene(), pod, net, net, Proto::Tcp).around(&packet);
+        let out = Encap {
+            mark,
+            ..sent(&scene(), pod, net, net, Proto::Tcp)
+        };
         cases.push(
             xdp(
                 format!("flags {flags} while the slot deviates, {net:?}"),
                 older_over_substitute(),
                 frame(&packet),
             )
-            .transmits(out),
+            .transmits(out.around(&packet))
+            .counts(counts),
         );
     }
 

@@ -5,6 +5,7 @@ mod balance;
 mod icmp;
 mod neighbour;
 mod owner;
+mod pins;
 mod policy;
 mod relay;
 mod sctp;
@@ -30,6 +31,7 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<Case>)> {
         ("policy", policy::cases()),
         ("back", back::cases()),
         ("sctp", sctp::cases()),
+        ("pins", pins::cases()),
     ]
 }
 

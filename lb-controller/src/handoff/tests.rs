@@ -1,0 +1,8 @@
+//! Agents and a manager over loopback, with real TLS, real writers and real receivers.
+
+mod certs;
+mod control;
+mod files;
+mod hostile;
+mod lab;
+mod streams;

@@ -1,0 +1,210 @@
+//! What is said of files, and what becomes of those that change.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rcgen::ExtendedKeyUsagePurpose;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::certs::{self, Authority, BOTH, Pair, Years, pem};
+use crate::handoff::peer::Role;
+use crate::handoff::reload::{self, Place, Tls};
+use crate::handoff::tls::{Credentials, Fault, Pem};
+
+fn now() -> Timestamp {
+    "2026-06-01T00:00:00Z".parse().unwrap()
+}
+
+/// The sentence for files of an agent on node `a`.
+fn sentence(pem: &Pem) -> String {
+    match Credentials::new(pem, Role::Agent, "a", now()) {
+        Ok(_) => "good".to_owned(),
+        Err(fault) => fault.to_string(),
+    }
+}
+
+#[test]
+fn each_fault_has_its_sentence() {
+    let (ours, other) = (Authority::new("ours"), Authority::new("other"));
+    let good = ours.issue(&["agent.bowline"]);
+    let mixed = Pair {
+        key: ours.issue(&["agent.bowline"]).key,
+        ..good.clone()
+    };
+    let of = |years, usages: &[_]| ours.issue_with(&["agent.bowline"], years, usages);
+    let client_only = [ExtendedKeyUsagePurpose::ClientAuth];
+    let server_only = [ExtendedKeyUsagePurpose::ServerAuth];
+    let usage =
+        "the certificate in tls.crt is not for server and client; issue it with both usages";
+    let cases = [
+        (pem(&[&ours], &good), "good"),
+        (
+            pem(&[&ours], &mixed),
+            "tls.key is not the key of the certificate in tls.crt; write both together",
+        ),
+        (
+            pem(&[&ours], &of(Years(2020, 2026), &BOTH)),
+            "the certificate in tls.crt has expired at 2026-01-01T00:00:00Z; renew it",
+        ),
+        (
+            pem(&[&ours], &of(Years(2027, 2030), &BOTH)),
+            "the certificate in tls.crt is valid from 2027-01-01T00:00:00Z only; see that this machine's clock is right",
+        ),
+        (
+            pem(&[&other], &good),
+            "the certificate in tls.crt is not signed by an authority in ca.crt; peers would refuse it",
+        ),
+        (pem(&[&ours], &of(Years(2020, 2030), &client_only)), usage),
+        (pem(&[&ours], &of(Years(2020, 2030), &server_only)), usage),
+        (
+            pem(&[&ours], &ours.issue(&["b.agent.bowline"])),
+            "the certificate in tls.crt is for b.agent.bowline, not for agent.bowline or a.agent.bowline; issue it with that DNS name",
+        ),
+        (
+            pem(&[&ours], &ours.issue(&[])),
+            "the certificate in tls.crt is for no DNS name, not for agent.bowline or a.agent.bowline; issue it with that DNS name",
+        ),
+        (
+            pem(&[], &good),
+            "ca.crt holds no certificate in PEM form; write one into it",
+        ),
+        (
+            Pem {
+                key: b"none".to_vec(),
+                ..pem(&[&ours], &good)
+            },
+            "tls.key holds no private key in PEM form; write one into it",
+        ),
+        (
+            Pem {
+                certificate: Vec::new(),
+                ..pem(&[&ours], &good)
+            },
+            "tls.crt holds no certificate in PEM form; write one into it",
+        ),
+    ];
+    for (pem, expected) in cases {
+        assert_eq!(sentence(&pem), expected);
+    }
+}
+
+#[test]
+fn two_authorities_are_believed_at_once() {
+    let (former, next) = (Authority::new("former"), Authority::new("next"));
+    for authority in [&former, &next] {
+        let pair = authority.issue(&["a.agent.bowline"]);
+        assert_eq!(sentence(&pem(&[&former, &next], &pair)), "good");
+    }
+}
+
+#[test]
+fn it_is_known_when_a_certificate_expires() {
+    let ours = Authority::new("ours");
+    let pair = ours.issue_with(&["agent.bowline"], Years(2020, 2031), &BOTH);
+    let made = Credentials::new(&pem(&[&ours], &pair), Role::Agent, "a", now()).unwrap();
+    assert_eq!(made.expires, "2031-01-01T00:00:00Z".parse().unwrap());
+}
+
+#[tokio::test]
+async fn a_missing_file_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let ours = Authority::new("ours");
+    certs::write(
+        directory.path(),
+        &pem(&[&ours], &ours.issue(&["agent.bowline"])),
+    );
+    let path = directory.path().join("tls.key");
+    std::fs::remove_file(&path).unwrap();
+    match Pem::read(directory.path()).await {
+        Err(Fault::Missing { path: missing }) => assert_eq!(missing, path),
+        Err(fault) => panic!("{fault}"),
+        Ok(_) => panic!("read"),
+    }
+}
+
+#[tokio::test]
+async fn what_is_larger_than_it_may_be_is_not_read() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("ca.crt"), vec![0; 300 * 1024]).unwrap();
+    assert!(matches!(
+        Pem::read(directory.path()).await,
+        Err(Fault::TooLarge { .. })
+    ));
+}
+
+/// Versions of a mounted Secret, as Kubernetes swaps them.
+struct Mounted {
+    directory: tempfile::TempDir,
+    versions: u32,
+}
+
+impl Mounted {
+    fn new(pem: &Pem) -> Self {
+        let mut mounted = Self {
+            directory: tempfile::tempdir().unwrap(),
+            versions: 0,
+        };
+        mounted.swap(pem);
+        for name in ["ca.crt", "tls.crt", "tls.key"] {
+            let link = mounted.directory.path().join(name);
+            std::os::unix::fs::symlink(format!("..data/{name}"), link).unwrap();
+        }
+        mounted
+    }
+
+    fn swap(&mut self, pem: &Pem) {
+        self.versions += 1;
+        let root = self.directory.path();
+        let version = format!("..version_{}", self.versions);
+        std::fs::create_dir(root.join(&version)).unwrap();
+        certs::write(&root.join(&version), pem);
+        std::os::unix::fs::symlink(&version, root.join("..data_tmp")).unwrap();
+        std::fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_swapped_secret_is_used_and_a_bad_one_leaves_the_last() {
+    let ours = Authority::new("ours");
+    let good = |authority: &Authority| pem(&[authority], &authority.issue(&["agent.bowline"]));
+    let mut mounted = Mounted::new(&good(&ours));
+    let (told, mut tls) = watch::channel(Tls::default());
+    let stop = CancellationToken::new();
+    let place = Place {
+        directory: mounted.directory.path().to_owned(),
+        role: Role::Agent,
+        node: "a".into(),
+    };
+    let following = tokio::spawn(reload::follow(place, told, stop.clone()));
+    let mut see = async |what: fn(&Tls) -> bool| {
+        // Well below the time after which it would look anyway.
+        let seen = tokio::time::timeout(Duration::from_secs(5), tls.wait_for(what));
+        seen.await
+            .expect("it is seen by its event")
+            .unwrap()
+            .clone()
+    };
+    let first = see(|tls| tls.loads == 1).await;
+
+    let other = Authority::new("other");
+    mounted.swap(&pem(&[&ours], &other.issue(&["agent.bowline"])));
+    let bad = see(|tls| tls.fault.is_some()).await;
+    assert!(Arc::ptr_eq(
+        bad.credentials.as_ref().unwrap(),
+        first.credentials.as_ref().unwrap()
+    ));
+    assert_eq!(
+        bad.fault.as_deref(),
+        Some(
+            "the certificate in tls.crt is not signed by an authority in ca.crt; peers would refuse it"
+        )
+    );
+
+    mounted.swap(&good(&other));
+    let second = see(|tls| tls.loads == 2).await;
+    assert_eq!(second.fault, None);
+    stop.cancel();
+    following.await.unwrap();
+}
