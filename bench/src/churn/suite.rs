@@ -45,6 +45,9 @@ pub(crate) struct Options {
     /// Churn: only the script with this name, such as `rollout+rehash` or `design`.
     #[arg(long, value_name = "NAME")]
     script: Option<String>,
+    /// Churn: only this scheme; may be said more than once.
+    #[arg(long, value_name = "NAME", value_enum)]
+    scheme: Vec<SchemeName>,
     /// Churn: so many times the flows.
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     scale: f64,
@@ -136,6 +139,8 @@ pub(crate) fn run(length: Length, only: &str, options: &Options) -> anyhow::Resu
     rounds::pin_to_a_processor()?;
     let mut found = Found::default();
     let flows: Vec<FlowId> = options.flow.iter().copied().map(FlowId).collect();
+    let asked = |scheme: &SchemeName| options.scheme.is_empty() || options.scheme.contains(scheme);
+    let schemes = SchemeName::ALL.into_iter().filter(asked);
     for script in &scripts {
         let case = Case {
             script,
@@ -143,7 +148,7 @@ pub(crate) fn run(length: Length, only: &str, options: &Options) -> anyhow::Resu
             only: &flows,
         };
         let mut broken = BTreeMap::new();
-        for scheme in SchemeName::ALL {
+        for scheme in schemes.clone() {
             let started = Instant::now();
             let ran = rig.run(scheme, case)?;
             found.note(script, scheme, &ran);
@@ -159,7 +164,7 @@ pub(crate) fn run(length: Length, only: &str, options: &Options) -> anyhow::Resu
             }
         }
     }
-    if flows.is_empty() && options.without.is_empty() {
+    if flows.is_empty() && options.without.is_empty() && options.scheme.is_empty() {
         found.look_for_blindness(&scripts);
     }
     Ok(found.outcome)

@@ -13,7 +13,7 @@ use super::segment::Segment;
 use super::wire::{NodeId, Place};
 
 /// A scheme by its name.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, clap::ValueEnum)]
 pub(crate) enum SchemeName {
     /// Ours.
     Bowline,
