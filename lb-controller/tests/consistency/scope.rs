@@ -14,7 +14,7 @@ use lb_controller::model::pins::{FlowKey, PinnedPod};
 use lb_controller::model::retire::{Proposal, proposal};
 use lb_controller::model::secret::hash_key;
 use lb_controller::model::shape::{HashFields, Weight};
-use lb_controller::model::slot::Slots;
+use lb_controller::model::slot::{Slots, WhenFull};
 use lb_controller::model::table::{self, Group};
 
 use super::packets::{CLIENT, POD_PORT, VIP};
@@ -140,6 +140,7 @@ impl Scope {
                 usable: &usable,
                 fields: HashFields::FiveTuple,
                 dead: &|_| false,
+                when_full: WhenFull::Waits,
                 now: Timestamp::from_second(second).expect("a second after 1970"),
             };
             assignment::assign(&mut slots, &mut Waiting::default(), &input);
