@@ -16,7 +16,7 @@ pub struct Options {
     /// Where links and maps are pinned.
     #[arg(long, value_name = "PATH", default_value = PIN_DIR_DEFAULT)]
     pub pin_dir: PathBuf,
-    /// Stay until stopped, as a pod of a DaemonSet has to.
+    /// Stay until stopped, as a pod of a `DaemonSet` has to.
     #[arg(long)]
     pub stay: bool,
     /// Remove nothing, and fail while something is left.

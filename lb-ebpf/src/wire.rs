@@ -249,7 +249,7 @@ pub struct Sctp {
     pub ports: Ports,
     /// Verification tag: what the receiver has chosen for the association; 0 with an INIT.
     pub tag: Be32,
-    /// CRC32c of the packet, without a pseudo-header.
+    /// `CRC32c` of the packet, without a pseudo-header.
     pub checksum: Be32,
     /// Type of the first chunk, see [`sctp_chunk`].
     pub chunk: u8,

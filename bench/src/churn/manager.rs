@@ -3,8 +3,9 @@
 use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lb_controller::api::service_table::ServiceTableSpec;
-use lb_controller::model::assign::{self, Assigned, Memory};
+use lb_controller::model::assign::{self, Assigned, History, Memory};
 use lb_controller::model::retire::Retired;
+use lb_controller::model::slot::WhenFull;
 
 use super::api::Api;
 use super::queue::{Nanos, SECOND};
@@ -55,7 +56,10 @@ impl Manager {
                 &service.checked,
                 &[&slice],
                 api,
-                &Retired::default(),
+                &History {
+                    retired: Retired::default(),
+                    when_full: WhenFull::OldestLeaves,
+                },
                 &mut state.memory,
                 timestamp(now),
             );

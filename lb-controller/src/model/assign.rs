@@ -14,7 +14,7 @@ use super::problem::{Fault, Ports, Problem};
 use super::retire::{Retired, Wanted};
 use super::service::Service;
 use super::shape::Weight;
-use super::slot::Slots;
+use super::slot::{Slots, WhenFull};
 use super::table::{self, Group};
 use crate::api::service_table::{Family, Port, ServiceTableSpec, TrafficPolicy, Watermark};
 
@@ -33,6 +33,15 @@ pub struct Memory {
     gone: BTreeMap<Arc<str>, Timestamp>,
     /// When the table has changed last.
     changed: Option<Timestamp>,
+}
+
+/// How history leaves, but by death.
+#[derive(Clone, PartialEq, Debug)]
+pub struct History {
+    /// What was handed off and leaves now.
+    pub retired: Retired,
+    /// What becomes of a change that has no room for its history.
+    pub when_full: WhenFull,
 }
 
 /// The next table of a Service.
@@ -57,7 +66,7 @@ pub fn assign(
     service: &Service,
     slices: &[&EndpointSlice],
     cluster: &dyn Cluster,
-    retired: &Retired,
+    history: &History,
     memory: &mut Memory,
     now: Timestamp,
 ) -> Assigned {
@@ -81,12 +90,13 @@ pub fn assign(
     let endpoints = Endpoints::merge(service, slices, cluster);
     problems.extend(endpoints.problems.iter().cloned());
     let mut groups = groups.unwrap_or_default();
-    retired.take_out(&mut groups);
+    history.retired.take_out(&mut groups);
     let mut groups = regroup(&groups, service, &endpoints);
     let mut next = Next {
         service,
         endpoints: &endpoints,
         cluster,
+        when_full: history.when_full,
         now,
         problems,
         deadline: None,
@@ -105,7 +115,7 @@ pub fn assign(
     let mut table = table::encode(&service.uid, version, &service.vips, &groups);
     table.source_ranges.clone_from(&service.source_ranges);
     table.traffic_policy = service.traffic_policy;
-    table.watermarks = watermarks(last, retired, cluster);
+    table.watermarks = watermarks(last, &history.retired, cluster);
     let changed = last != Some(&table);
     if changed && last.is_some() {
         table.version += 1;
@@ -218,6 +228,7 @@ struct Next<'a> {
     service: &'a Service,
     endpoints: &'a Endpoints,
     cluster: &'a dyn Cluster,
+    when_full: WhenFull,
     now: Timestamp,
     problems: Vec<Problem>,
     deadline: Option<Timestamp>,
@@ -271,6 +282,7 @@ impl Next<'_> {
                 usable: &usable,
                 fields: self.service.fields,
                 dead: &|candidate| self.is_dead(candidate, memory),
+                when_full: self.when_full,
                 now: self.now,
             },
         );
@@ -300,6 +312,9 @@ impl Next<'_> {
 
     /// Wants history retired that nobody waits for, after a while without changes.
     fn grow_quiet(&mut self, groups: &[Group], changed: bool, memory: &mut Memory) {
+        if self.when_full == WhenFull::OldestLeaves {
+            return;
+        }
         if changed || memory.changed.is_none() {
             memory.changed = Some(self.now);
         }

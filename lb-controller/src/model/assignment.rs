@@ -10,7 +10,8 @@
 //! reshape   another number of slots, weights or hash fields make another table; the old one becomes previous
 //! ```
 //!
-//! Older occupants and previous tables leave when they are dead or retired (see [`super::retire`]), and for nothing else. A
+//! Older occupants and previous tables leave when they are dead or retired (see [`super::retire`]), and for nothing else, unless
+//! nobody can be asked to hand flows off ([`WhenFull::OldestLeaves`]). A
 //! change that finds no place for what it would make history waits: a slot keeps its occupant, though agents may send its new
 //! flows elsewhere, a pod goes to another slot, and another shape is not made. So that a flow's candidates can all be asked,
 //! slots remember the fewer older occupants the more previous tables there are ([`room`]).
@@ -28,7 +29,7 @@ use siphasher::sip::SipHasher24;
 
 use super::candidate::Candidate;
 use super::shape::{HashFields, TableSize, Weight};
-use super::slot::{HistoryFull, Previous, Slot, Slots, Vacant, room, shape};
+use super::slot::{HistoryFull, Previous, Room, Slot, Slots, Vacant, WhenFull, shape};
 
 /// How long a surge pod waits for a slot to become free before a new one is opened.
 pub const SURGE_WAIT: SignedDuration = SignedDuration::from_secs(2);
@@ -66,6 +67,8 @@ pub struct Input<'a> {
     pub fields: HashFields,
     /// Whether a candidate is dead.
     pub dead: &'a dyn Fn(&Candidate) -> bool,
+    /// What becomes of a change that has no room for its history.
+    pub when_full: WhenFull,
     /// Now.
     pub now: Timestamp,
 }
@@ -104,9 +107,9 @@ fn attempt(
     let (mut free, mut free_waiting) = (slots.clone(), waiting.clone());
     let outcome = run(&mut free, &mut free_waiting, usable, input, Reshape::Free);
     let is_kept = free.shape == slots.shape;
-    let most = room(free.previous.len().min(PREVIOUS_MAX));
+    let room = Room::beside(free.previous.len().min(PREVIOUS_MAX), input.when_full);
     let fits = free.previous.len() <= PREVIOUS_MAX
-        && free.slots.iter().all(|slot| slot.older.len() <= most);
+        && free.slots.iter().all(|slot| slot.older.len() <= room.most);
     if is_kept || fits {
         (*slots, *waiting) = (free, free_waiting);
         return outcome;
@@ -132,7 +135,7 @@ fn run(
 ) -> Outcome {
     let before = slots.slots.clone();
     let mut run = Assignment {
-        room: room(slots.previous.len().min(PREVIOUS_MAX)),
+        room: Room::beside(slots.previous.len().min(PREVIOUS_MAX), input.when_full),
         reshape,
         usable,
         now: input.now,
@@ -151,6 +154,10 @@ fn run(
     if reshape == Reshape::Free {
         run.shrink();
         run.reshape(input.fields, &before);
+        match input.when_full {
+            WhenFull::Waits => {}
+            WhenFull::OldestLeaves => run.slots.previous.truncate(PREVIOUS_MAX),
+        }
     }
     run.slots.close_unnamed();
     for slot in &mut run.slots.slots[run.slots.weights.len()..] {
@@ -197,7 +204,7 @@ fn bury(slots: &mut Slots, dead: &[bool], now: Timestamp) {
 struct Assignment<'a> {
     slots: &'a mut Slots,
     /// Older occupants that a slot may have.
-    room: usize,
+    room: Room,
     reshape: Reshape,
     /// Slots that others should have, but their history is full.
     full: BTreeSet<usize>,

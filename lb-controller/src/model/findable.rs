@@ -112,18 +112,16 @@ impl Finder {
             return None;
         }
         let family = api::Family::of(vip.ip());
-        let of_family = self
+        let mut of_family = self
             .groups
             .iter()
             .filter(|(group, _)| group.family == family);
-        of_family
-            .filter_map(|(group, rows)| {
-                let is_port = |port: &api::Port| {
-                    (port.port, port.protocol.number()) == (vip.port(), flow.protocol())
-                };
-                Some((group, &rows[..], group.ports.iter().position(is_port)?))
-            })
-            .next()
+        of_family.find_map(|(group, rows)| {
+            let is_port = |port: &api::Port| {
+                (port.port, port.protocol.number()) == (vip.port(), flow.protocol())
+            };
+            Some((group, &rows[..], group.ports.iter().position(is_port)?))
+        })
     }
 
     /// The slot of a flow in a table.

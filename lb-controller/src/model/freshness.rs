@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// Silence after which nothing is known any more of what others know.
 pub const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// How long the stream of a live node is waited for: one that never brings its pins must not hold packets back for ever.
-pub const STREAMS_WAIT: Duration = Duration::from_secs(60);
+pub const STREAMS_WAIT: Duration = Duration::from_mins(1);
 
 /// What an agent knows about itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -30,18 +30,29 @@ pub struct Vacant {
 }
 
 impl Slot {
-    /// Another candidate gets new flows; the one before is remembered. Nobody makes room: with more than `room` older ones
-    /// nothing changes.
-    pub(super) fn replace(&mut self, next: Option<u32>, room: usize) -> Result<(), HistoryFull> {
+    /// Another candidate gets new flows; the one before is remembered. If that makes too many older ones, either nothing
+    /// changes or the oldest makes room, as `room` says.
+    pub(super) fn replace(&mut self, next: Option<u32>, room: Room) -> Result<(), HistoryFull> {
         if self.current == next {
             return Ok(());
         }
         let before = self.current;
         let is_kept = |candidate: &&u32| Some(**candidate) != next && Some(**candidate) != before;
         let kept = self.older.iter().filter(is_kept);
-        let older: Vec<u32> = before.iter().chain(kept).copied().collect();
-        if older.len() > room && older.len() > self.older.len() {
-            return Err(HistoryFull);
+        let mut older: Vec<u32> = before.iter().chain(kept).copied().collect();
+        match room.when_full {
+            WhenFull::Waits if older.len() > room.most && older.len() > self.older.len() => {
+                return Err(HistoryFull);
+            }
+            WhenFull::Waits => {}
+            // But not the one who comes back: most flows are its own.
+            WhenFull::OldestLeaves => {
+                let home = self.vacant.and_then(|vacant| vacant.home);
+                while older.len() > room.most {
+                    let oldest = older.iter().rposition(|older| Some(*older) != home);
+                    older.remove(oldest.unwrap_or(room.most));
+                }
+            }
         }
         self.current = next;
         self.older = older;
@@ -53,15 +64,39 @@ impl Slot {
     }
 }
 
+/// What becomes of a change that would make more history than there is room for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WhenFull {
+    /// It waits until some history is retired, see [`super::retire`].
+    Waits,
+    /// The oldest history makes room, though flows may be lost with it: for as long as nobody can be asked to hand them off.
+    OldestLeaves,
+}
+
 /// A slot remembers as many older occupants as it may: it keeps its current one until some are retired.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct HistoryFull;
 
-/// Older occupants that slots may have beside a number of previous tables. The row of a flow names a slot in each table, and
-/// all their occupants together can be asked.
-pub(super) const fn room(previous: usize) -> usize {
-    let share = CANDIDATES_MAX / (1 + previous) - 1;
-    if share < OLDER_MAX { share } else { OLDER_MAX }
+/// Older occupants that a slot may have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Room {
+    /// How many.
+    pub(super) most: usize,
+    /// What becomes of one more.
+    pub(super) when_full: WhenFull,
+}
+
+impl Room {
+    /// Beside a number of previous tables: the row of a flow names a slot in each, and all their occupants together can be
+    /// asked. Where the oldest leaves anyway, no place is left empty for that.
+    pub(super) const fn beside(previous: usize, when_full: WhenFull) -> Self {
+        let share = CANDIDATES_MAX / (1 + previous) - 1;
+        let most = match when_full {
+            WhenFull::Waits if share < OLDER_MAX => share,
+            WhenFull::Waits | WhenFull::OldestLeaves => OLDER_MAX,
+        };
+        Self { most, when_full }
+    }
 }
 
 /// A table that may still own flows.

@@ -11,7 +11,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::certs::{Authority, BOTH, Years, pem};
-use super::lab::{Balancer, Lab, Owner, credentials, flow, times, until, writer};
+use super::lab::{Balancer, Lab, Owner, credentials, flow, pod, times, until, writer};
 use crate::handoff::client::Client;
 use crate::handoff::convert::{Answer, answer};
 use crate::handoff::counts::{Cause, Tally};
@@ -66,8 +66,8 @@ impl Scene {
 
     async fn dial(&self, from: &str, tls: Tls) -> Result<HandoffClient<Channel>, Status> {
         let dialler = self.lab.dialler(from, watch::channel(tls).1);
-        let dialled = dialler.dial("b", self.lab.net.addresses("b")).await;
-        dialled.map_err(|error| Status::unavailable(error.to_string()))
+        let outcome = dialler.dial("b", self.lab.net.addresses("b")).await;
+        outcome.map_err(|error| Status::unavailable(error.to_string()))
     }
 
     async fn end(self) {
@@ -230,8 +230,8 @@ async fn what_comes_twice_changes_nothing_and_what_is_missing_is_asked_for() {
     let mut scene = Scene::new().await;
     let mut talk = scene.greet("c", scene.lab.agent(), "c").await.unwrap();
     assert_eq!(talk.next().await.unwrap(), Ok(None));
-    let pod = scene.lab.pod("c");
-    let pin = |n| Change::Pin(flow(n), pod.clone());
+    let pinned = pod("c");
+    let pin = |n| Change::Pin(flow(n), pinned.clone());
     let said = [
         Message::SnapshotBegin { position: at(0) },
         Message::SnapshotEnd,
@@ -274,7 +274,7 @@ async fn pins_for_pods_of_another_node_are_refused() {
         .await
         .unwrap()
         .unwrap();
-    let pins = vec![(flow(100_000), scene.lab.pod("a"))];
+    let pins = vec![(flow(100_000), pod("a"))];
     let refused = talk.say(&Message::SnapshotChunk { pins }).await.unwrap();
     let refused = refused.unwrap_err();
     assert_eq!(refused.reason, Reason::Foreign);

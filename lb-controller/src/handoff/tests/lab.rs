@@ -144,15 +144,15 @@ impl Lab {
     pub(crate) fn owner(&self, name: &'static str, writer: Writer, to: &[&str]) -> Owner {
         Owner::start(self, name, watch::channel(self.agent()).0, writer, to)
     }
+}
 
-    /// A pod of a node.
-    pub(crate) fn pod(&self, node: &str) -> PinnedPod {
-        PinnedPod {
-            uid: format!("pod-on-{node}").into(),
-            node: node.into(),
-            address: [10, 0, 0, node.as_bytes()[0]].into(),
-            port: 8080,
-        }
+/// A pod of a node.
+pub(crate) fn pod(node: &str) -> PinnedPod {
+    PinnedPod {
+        uid: format!("pod-on-{node}").into(),
+        node: node.into(),
+        address: [10, 0, 0, node.as_bytes()[0]].into(),
+        port: 8080,
     }
 }
 
@@ -210,8 +210,8 @@ impl Balancer {
             first: Vec::new(),
             is_ready: true,
         }));
-        let (arrivals, come) = mpsc::channel(ARRIVALS_MAX);
-        let core = tokio::spawn(core(come, Arc::clone(&kept)));
+        let (arrivals, taken) = mpsc::channel(ARRIVALS_MAX);
+        let core = tokio::spawn(core(taken, Arc::clone(&kept)));
         let (nodes, _) = watch::channel(lab.nodes(name));
         let tally = Tally::default();
         let stop = CancellationToken::new();
@@ -381,7 +381,7 @@ impl Owner {
             tally,
             tls,
             balancers,
-            pod: lab.pod(name),
+            pod: pod(name),
             stop,
             client,
         }

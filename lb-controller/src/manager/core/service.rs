@@ -8,8 +8,9 @@ use super::view::View;
 use super::{Core, State, Write};
 use crate::api::service_table::ServiceTableSpec;
 use crate::manager::status;
-use crate::model::assign;
+use crate::model::assign::{self, History};
 use crate::model::service::Service;
+use crate::model::slot::WhenFull;
 use crate::source::index::Named;
 use crate::source::parse::{Kind, ObjectKey};
 
@@ -54,7 +55,10 @@ impl Core {
             service,
             &slices,
             &view,
-            &std::mem::take(&mut state.retired),
+            &History {
+                retired: std::mem::take(&mut state.retired),
+                when_full: WhenFull::OldestLeaves,
+            },
             &mut state.memory,
             wall,
         );

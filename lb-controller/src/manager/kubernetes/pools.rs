@@ -37,7 +37,7 @@ fn status(pool: &AddressPool, state: &PoolState, wall: Timestamp) -> AddressPool
         Err((reason, sentence)) => Said {
             kind: kind::READY,
             holds: Holds::No,
-            reason: *reason,
+            reason,
             message: sentence.clone(),
         },
     };

@@ -58,7 +58,10 @@ impl Manager {
                 &self.service,
                 &slices,
                 &self.known,
-                &std::mem::take(&mut self.retired),
+                &History {
+                    retired: std::mem::take(&mut self.retired),
+                    when_full: WhenFull::Waits,
+                },
                 &mut self.memory,
                 now,
             )
@@ -200,7 +203,10 @@ fn without_an_address_there_is_no_table() {
         &manager.service,
         &[],
         &manager.known,
-        &Retired::default(),
+        &History {
+            retired: Retired::default(),
+            when_full: WhenFull::Waits,
+        },
         &mut manager.memory,
         Timestamp::UNIX_EPOCH,
     );

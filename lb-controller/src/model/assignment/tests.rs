@@ -61,6 +61,7 @@ impl Group {
             usable: &usable,
             fields: self.fields,
             dead: &dead,
+            when_full: WhenFull::Waits,
             now: Self::at(second),
         };
         let outcome = assign(&mut self.slots, &mut self.waiting, &input);
@@ -233,7 +234,8 @@ fn a_changed_target_port_waits_for_a_place_in_history() {
 
 #[test]
 fn slots_remember_the_fewer_the_more_tables_there_are() {
-    assert_eq!([0, 1, 2].map(room), [3, 2, 1]);
+    let most = |previous| Room::beside(previous, WhenFull::Waits).most;
+    assert_eq!([0, 1, 2].map(most), [3, 2, 1]);
     let mut group = Group::new();
     group.assign(0, "a1 b");
     group.assign(1, "a1 b c");
@@ -570,6 +572,7 @@ fn more_pods_than_slots_are_refused_and_counted() {
         usable: &usable,
         fields: HashFields::FiveTuple,
         dead: &|_| false,
+        when_full: WhenFull::Waits,
         now: Group::at(0),
     };
     let outcome = assign(&mut slots, &mut Waiting::default(), &input);
@@ -706,4 +709,41 @@ proptest! {
         names.sort_unstable();
         prop_assert_eq!(shuffled, run(&names));
     }
+}
+
+/// As long as nobody can be asked to hand flows off.
+#[test]
+fn without_retirement_the_oldest_history_makes_room() {
+    let mut slots = Slots::none(HashFields::FiveTuple);
+    let mut waiting = Waiting::default();
+    let mut second = 0;
+    let mut assign_to = |slots: &mut Slots, usable: &str| {
+        second += 100;
+        let usable = usable.split_whitespace().map(candidate).collect();
+        let input = Input {
+            usable: &usable,
+            fields: HashFields::FiveTuple,
+            dead: &|_| false,
+            when_full: WhenFull::OldestLeaves,
+            now: Timestamp::from_second(second).unwrap(),
+        };
+        let outcome = assign(slots, &mut waiting, &input);
+        assert!(outcome.history_full.is_empty() && !outcome.shape_waits);
+    };
+    for pod in ["a", "b", "c", "d", "e"] {
+        assign_to(&mut slots, pod);
+    }
+    let name = |slots: &Slots, candidate: u32| slots.candidates[candidate as usize].uid.to_string();
+    let older: Vec<_> = slots.slots[0]
+        .older
+        .iter()
+        .map(|c| name(&slots, *c))
+        .collect();
+    assert_eq!(older, ["d", "c", "b"]);
+    // Twice: a newcomer waits for a freed slot first.
+    for pods in ["e f", "e f", "e f g", "e f g", "e f g h", "e f g h"] {
+        assign_to(&mut slots, pods);
+    }
+    let shapes: Vec<_> = slots.previous.iter().map(|p| p.shape.slots()).collect();
+    assert_eq!((slots.shape.slots(), shapes), (4, vec![3, 2]));
 }

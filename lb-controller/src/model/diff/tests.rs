@@ -19,7 +19,7 @@ use crate::model::maglev;
 use crate::model::op::{BackendId, SetId, SlotIndex};
 use crate::model::secret::identity;
 use crate::model::shape::{HashFields, Weight};
-use crate::model::slot::Slots;
+use crate::model::slot::{Slots, WhenFull};
 use crate::model::table::{self, Group};
 use crate::model::template::{NextHop, NodeAddresses, Sender};
 
@@ -122,6 +122,8 @@ fn apply(maps: &mut Contents, op: &Op) {
         Op::RemoveService { key } => drop(maps.services.remove(key)),
         Op::Local { key, value } => drop(maps.locals.insert(*key, *value)),
         Op::RemoveLocal { key } => drop(maps.locals.remove(key)),
+        Op::Pin { key, value } => drop(maps.pins.insert(*key, *value)),
+        Op::RemovePin { key } => drop(maps.pins.remove(key)),
         Op::Peer { addr, node } => drop(maps.peers.insert(*addr, *node)),
         Op::RemovePeer { addr } => drop(maps.peers.remove(addr)),
         Op::SourceRange { range } => drop(maps.source_ranges.insert(*range)),
@@ -240,6 +242,7 @@ impl Life {
             usable: &usable,
             fields: HashFields::FiveTuple,
             dead: &|candidate| corpses.contains(&candidate.uid),
+            when_full: WhenFull::Waits,
             now: Timestamp::from_second(second).unwrap(),
         };
         assignment::assign(&mut self.groups[0].slots, &mut self.waiting, &input);
@@ -622,6 +625,7 @@ fn ten_thousand_services_share_their_rows() {
                 usable: &usable,
                 fields: HashFields::FiveTuple,
                 dead: &|_| false,
+                when_full: WhenFull::Waits,
                 now: Timestamp::UNIX_EPOCH,
             };
             assignment::assign(&mut slots, &mut Waiting::default(), &input);
@@ -691,6 +695,7 @@ fn time_of_one_replaced_pod() {
                 usable: &usable,
                 fields: HashFields::FiveTuple,
                 dead: &|_| false,
+                when_full: WhenFull::Waits,
                 now: Timestamp::UNIX_EPOCH,
             };
             assignment::assign(&mut slots, &mut waiting, &input);

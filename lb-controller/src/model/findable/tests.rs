@@ -14,7 +14,7 @@ use crate::model::assignment::{self, Input, Waiting};
 use crate::model::maglev;
 use crate::model::secret::hash_key;
 use crate::model::shape::{HashFields, Weight};
-use crate::model::slot::Slots;
+use crate::model::slot::{Slots, WhenFull};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const PORTS: [u16; 2] = [80, 443];
@@ -54,6 +54,7 @@ fn slots(steps: &[u16], fields: HashFields) -> Slots {
                 usable: &usable,
                 fields,
                 dead: &|_| false,
+                when_full: WhenFull::Waits,
                 now: Timestamp::from_second(minute * 100 + second).unwrap(),
             };
             assignment::assign(&mut slots, &mut waiting, &input);

@@ -26,7 +26,7 @@ mod proposal;
 pub use proposal::{Proposal, Retired, proposal};
 
 /// How long a retirement may take. An owner that does not answer must not hold the history of others up.
-pub const ROUND_MAX: Duration = Duration::from_secs(60);
+pub const ROUND_MAX: Duration = Duration::from_mins(1);
 /// How long nothing is tried after a retirement that came to nothing.
 pub const PAUSE: Duration = Duration::from_secs(10);
 

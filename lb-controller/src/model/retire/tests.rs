@@ -16,7 +16,7 @@ use crate::model::maglev;
 use crate::model::pins::{FlowKey, Incarnation, PinnedPod, Seq};
 use crate::model::secret::hash_key;
 use crate::model::shape::{HashFields, Weight};
-use crate::model::slot::Slots;
+use crate::model::slot::{Slots, WhenFull};
 use crate::model::table::{self, Group};
 
 const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1));
@@ -76,6 +76,7 @@ impl Life {
             usable: &usable,
             fields: HashFields::FiveTuple,
             dead: &|candidate| self.dead.contains(&candidate.uid),
+            when_full: WhenFull::Waits,
             now: Timestamp::from_second(second).unwrap(),
         };
         let outcome = assignment::assign(&mut self.slots, &mut self.waiting, &input);
@@ -381,8 +382,8 @@ proptest! {
                 .map(|n| format!("n{n}").into())
                 .collect();
             let known = Nodes { reachable: &nodes, applied: &|_| Some(u64::MAX) };
-            let now = start + Duration::from_secs(second as u64);
-            let mut actions = retirement.want(&life.table(), Round(second as u64), &known, now).unwrap();
+            let now = start + Duration::from_secs(second.unsigned_abs());
+            let mut actions = retirement.want(&life.table(), Round(second.unsigned_abs()), &known, now).unwrap();
             actions.extend(retirement.step(&known, now));
             let mut retired = Retired::default();
             for action in actions {
