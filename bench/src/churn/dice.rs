@@ -19,7 +19,7 @@ pub(super) enum Purpose {
     Router,
 }
 
-/// A generator (SplitMix64; Steele, Lea and Flood, OOPSLA 2014).
+/// A generator (`SplitMix64`; Steele, Lea and Flood, OOPSLA 2014).
 #[derive(Clone, Debug)]
 pub(super) struct Dice(u64);
 
@@ -69,7 +69,7 @@ impl Dice {
     }
 }
 
-/// The finisher of SplitMix64.
+/// The finisher of `SplitMix64`.
 pub(super) const fn mix(word: u64) -> u64 {
     let mut z = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -10,6 +10,11 @@
 //! script ─▶ API server ─▶ manager ─▶ tables ─▶ agents ─▶ maps                   world/changes, world/control
 //! ```
 
+#![expect(
+    clippy::cast_precision_loss,
+    reason = "counts of flows and times of runs are far below 2^52"
+)]
+
 mod api;
 mod client;
 mod dice;

@@ -9,7 +9,7 @@ use super::segment::FlowId;
 use super::suite::Rig;
 use super::world::{Case, Ran};
 
-/// The smallest failing run that was found, as a command line and a sentence.
+/// Arguments that make of the run the smallest failing one that was found.
 pub(super) fn reduce(rig: &mut Rig, case: Case<'_>, ran: &Ran) -> anyhow::Result<String> {
     let mut fails = |script: &Script, only: &[FlowId]| -> anyhow::Result<bool> {
         let case = Case {
@@ -22,10 +22,7 @@ pub(super) fn reduce(rig: &mut Rig, case: Case<'_>, ran: &Ran) -> anyhow::Result
     let mut flows: Vec<FlowId> = ran.tally.told.iter().map(|broken| broken.flow).collect();
     let script = case.script.clone();
     if !fails(&script, &flows)? {
-        return Ok(format!(
-            "{}: none of the broken flows is broken without the others",
-            script.name
-        ));
+        return Ok(" (none of the broken flows is broken without the others)".to_owned());
     }
     let mut at = 0;
     while flows.len() > 1 && at < flows.len() {
@@ -38,17 +35,14 @@ pub(super) fn reduce(rig: &mut Rig, case: Case<'_>, ran: &Ran) -> anyhow::Result
         }
     }
     let without = spare_changes(&script, |script| fails(script, &flows))?;
-    let mut words = format!("churn --script {} --seed {}", script.name, case.seed);
+    let mut words = String::new();
     for flow in &flows {
         words += &format!(" --flow {}", flow.0);
     }
     for at in &without {
         words += &format!(" --without {at}");
     }
-    let left = script.changes.iter().enumerate();
-    let left = left.filter(|(at, _)| !without.contains(at));
-    let left: Vec<String> = left.map(|(_, (_, change))| change.to_string()).collect();
-    Ok(format!("still broken by {}: {words}", left.join(", ")))
+    Ok(words)
 }
 
 /// Places of changes without which the run still fails.

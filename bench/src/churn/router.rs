@@ -16,6 +16,16 @@ pub(crate) enum Ecmp {
     Resilient,
 }
 
+impl Ecmp {
+    /// As it is asked for.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Modulo => "modulo",
+            Self::Resilient => "resilient",
+        }
+    }
+}
+
 /// A router.
 #[derive(Debug)]
 pub(super) struct Router {

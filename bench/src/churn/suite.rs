@@ -64,11 +64,44 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N")]
     without: Vec<usize>,
     /// Churn: look for fewer flows and changes with which the same scheme still breaks a flow.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["flow", "without"])]
     reduce: bool,
     /// Churn: a flow that Bowline breaks fails the run.
     #[arg(long)]
     strict: bool,
+}
+
+impl Options {
+    /// The arguments that run a script again as it was.
+    fn replay(&self, length: Length, script: &Script) -> String {
+        let Self {
+            seed,
+            script: _,
+            scheme: _,
+            scale,
+            nodes,
+            ecmp,
+            flow,
+            without,
+            reduce: _,
+            strict: _,
+        } = self;
+        let mut words = format!("churn --script {} --seed {seed}", script.name);
+        if length == Length::Quick {
+            words += " --quick";
+        }
+        if (*scale - 1.0).abs() > f64::EPSILON {
+            words += &format!(" --scale {scale}");
+        }
+        words += &format!(" --nodes {nodes} --ecmp {}", ecmp.as_str());
+        for flow in flow {
+            words += &format!(" --flow {flow}");
+        }
+        for place in without {
+            words += &format!(" --without {place}");
+        }
+        words
+    }
 }
 
 /// Kernels for all nodes of a run, used again for the next.
@@ -158,9 +191,16 @@ pub(crate) fn run(length: Length, only: &str, options: &Options) -> anyhow::Resu
         if let Some(ran) = broken.get(&SchemeName::Bowline)
             && ran.tally.broken() > 0
         {
-            found.fail(options, script);
+            let replay = options.replay(length, script);
             if options.reduce {
-                eprintln!("{}", reduce::reduce(&mut rig, case, ran)?);
+                eprintln!(
+                    "{}: {replay}{}",
+                    script.name,
+                    reduce::reduce(&mut rig, case, ran)?
+                );
+            }
+            if options.strict {
+                found.fail(script, &replay);
             }
         }
     }
@@ -253,13 +293,11 @@ impl Found {
         }
     }
 
-    fn fail(&mut self, options: &Options, script: &Script) {
-        if options.strict {
-            self.outcome.errors.push(format!(
-                "churn/{}/bowline/broken: flows are broken; see them again with `churn --script {} --seed {} --scale {}`",
-                script.name, script.name, options.seed, options.scale,
-            ));
-        }
+    fn fail(&mut self, script: &Script, replay: &str) {
+        self.outcome.errors.push(format!(
+            "churn/{}/bowline/broken: flows are broken; see them again with `bench {replay}`",
+            script.name
+        ));
     }
 
     /// Controls that break nothing mean that the harness sees nothing.
