@@ -60,5 +60,6 @@ pub mod probe;
 pub mod refuse;
 pub mod subject;
 pub mod tables;
+pub mod tags;
 pub mod verdict;
 pub mod wire;

@@ -18,6 +18,7 @@ use crate::probe;
 use crate::refuse;
 use crate::subject;
 use crate::tables::{AllTables, Shared, Tables};
+use crate::tags;
 use crate::verdict::Verdict;
 
 /// One part, over either family.
@@ -108,9 +109,9 @@ parts! {
     TooBig = 7, |handle, tables| with_scratch(tables, |scratch| {
         icmp::too_big::<F, X, T>(handle, tables, scratch.mtu)
     });
-    /// A tagged packet loses its tags, see [`path::Tags`].
+    /// A tagged packet loses its tags, see [`tags::Tags`].
     Untag = 8, |handle, tables| with_scratch(tables, |scratch| {
-        path::untag::<X, T>(handle, tables, &mut scratch.tags)
+        tags::untag::<X, T>(handle, tables, &mut scratch.tags)
     });
 }
 

@@ -21,15 +21,7 @@ use tables::Maps;
 /// Packets from the wire.
 #[xdp]
 pub fn bowline_xdp(ctx: XdpContext) -> u32 {
-    let verdict = path::run(&mut XdpFrame::open(ctx.ctx), Maps);
-    if verdict.drop_reason().is_some() {
-        return xdp_action::XDP_DROP;
-    }
-    match verdict.redirect() {
-        Some(ifindex) => packets::redirect(ifindex),
-        None if verdict == lb_ebpf::verdict::Verdict::TRANSMIT => xdp_action::XDP_TX,
-        None => xdp_action::XDP_PASS,
-    }
+    packets::act(path::run(&mut XdpFrame::open(ctx.ctx), Maps))
 }
 
 /// Passes everything: for the far end of a veth, which needs a program to receive what `XDP_TX` sends (see

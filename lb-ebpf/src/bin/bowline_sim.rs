@@ -4,7 +4,7 @@
 #![no_std]
 #![no_main]
 
-use aya_ebpf::bindings::{TC_ACT_UNSPEC, xdp_action};
+use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_ebpf::frame::Frame;
@@ -23,15 +23,7 @@ use tables::Maps;
 /// Packets from the wire.
 #[xdp]
 pub fn bowline_xdp(ctx: XdpContext) -> u32 {
-    let verdict = path::run(&mut XdpFrame::open(ctx.ctx), Maps);
-    if verdict.drop_reason().is_some() {
-        return xdp_action::XDP_DROP;
-    }
-    match verdict.redirect() {
-        Some(ifindex) => packets::redirect(ifindex),
-        None if verdict == lb_ebpf::verdict::Verdict::TRANSMIT => xdp_action::XDP_TX,
-        None => xdp_action::XDP_PASS,
-    }
+    packets::act(path::run(&mut XdpFrame::open(ctx.ctx), Maps))
 }
 
 /// Packets that leave for the wire.

@@ -13,6 +13,7 @@ use aya_ebpf::helpers::{
 use lb_ebpf::abi::Plain;
 use lb_ebpf::back::{Covers, Skb};
 use lb_ebpf::frame::Frame;
+use lb_ebpf::verdict::Verdict;
 
 use crate::maps;
 
@@ -113,13 +114,20 @@ impl Frame for XdpFrame {
     }
 }
 
-/// Out of another interface.
+/// What the kernel is told to do with a packet.
 #[inline(always)]
-pub(crate) fn redirect(ifindex: u32) -> u32 {
-    // Flags 0: an interface that is missing aborts, which shows in the kernel's tracepoint and not as a silent pass.
-    maps::INTERFACES
-        .redirect(ifindex, 0)
-        .unwrap_or(xdp_action::XDP_ABORTED)
+pub(crate) fn act(verdict: Verdict) -> u32 {
+    if verdict.drop_reason().is_some() {
+        return xdp_action::XDP_DROP;
+    }
+    match verdict.redirect() {
+        // Flags 0: an interface that is missing aborts, which shows in the kernel's tracepoint and not as a silent pass.
+        Some(ifindex) => maps::INTERFACES
+            .redirect(ifindex, 0)
+            .unwrap_or(xdp_action::XDP_ABORTED),
+        None if verdict == Verdict::TRANSMIT => xdp_action::XDP_TX,
+        None => xdp_action::XDP_PASS,
+    }
 }
 
 /// A packet at TC egress.

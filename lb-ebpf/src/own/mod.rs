@@ -37,9 +37,9 @@ use crate::deliver;
 use crate::encap::{Asked, Carried};
 use crate::family::Family;
 use crate::frame::Frame;
-use crate::path::Tags;
 use crate::subject::{self, Finding, IP_AT, Subject};
 use crate::tables::Tables;
+use crate::tags::Tags;
 use crate::verdict::Verdict;
 use crate::wire::{Addr6, Be16, Be32};
 
