@@ -60,7 +60,7 @@ fn kubectl(plane: &ControlPlane, words: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The agents' DaemonSet, in Bowline's namespace.
+/// The agents' `DaemonSet`, in Bowline's namespace.
 fn agents(plane: &ControlPlane, verb: &[&str], words: &[&str]) -> String {
     let object = [
         "--namespace",
