@@ -113,8 +113,8 @@ impl Authority {
 }
 
 fn params(common: &str, names: Vec<String>, now: SystemTime) -> anyhow::Result<CertificateParams> {
-    let named = CertificateParams::new(names);
-    let mut params = named.with_context(|| format!("name a certificate {common}"))?;
+    let made = CertificateParams::new(names);
+    let mut params = made.with_context(|| format!("name a certificate {common}"))?;
     // Longer ones do not fit, and nobody reads it: what counts is the DNS name.
     let common: String = common.chars().take(64).collect();
     params.distinguished_name.push(DnType::CommonName, common);
