@@ -21,6 +21,15 @@ use super::wire::{NodeId, Place};
 /// A pod's number, in the order of their starts.
 pub(super) type PodId = u32;
 
+/// What the API server says of a pod.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Object {
+    Serving,
+    Terminating,
+    /// There is no object.
+    Gone,
+}
+
 /// A pod: its object, and whether it runs.
 #[derive(Clone, Debug)]
 pub(super) struct Pod {
@@ -33,11 +42,16 @@ pub(super) struct Pod {
     /// The Service's selector matches.
     pub(super) selected: bool,
     pub(super) ready: bool,
-    pub(super) terminating: bool,
-    /// The object exists.
-    pub(super) exists: bool,
+    pub(super) object: Object,
     /// It runs.
     pub(super) lives: bool,
+}
+
+impl Pod {
+    /// Whether its object exists.
+    pub(super) fn exists(&self) -> bool {
+        self.object != Object::Gone
+    }
 }
 
 /// A Service.
@@ -137,8 +151,7 @@ impl Api {
             weight: 1,
             selected: true,
             ready: true,
-            terminating: false,
-            exists: true,
+            object: Object::Serving,
             lives: true,
         });
         self.write_object(id);
@@ -171,8 +184,8 @@ impl Api {
     pub(super) fn remove_pod(&mut self, id: PodId) {
         self.kill_pod(id);
         let pod = &mut self.pods[id as usize];
-        if pod.exists {
-            pod.exists = false;
+        if pod.exists() {
+            pod.object = Object::Gone;
             self.objects.remove(&pod.uid);
             self.by_address.remove(&pod.address);
             self.free.entry(pod.node).or_default().push(pod.address);
@@ -204,14 +217,15 @@ impl Api {
     pub(super) fn serving(&self, service: ServiceId) -> Vec<PodId> {
         let pods = self.pods.iter();
         let serving = pods
-            .filter(|pod| pod.service == service && pod.exists && pod.selected && !pod.terminating);
+            .filter(|pod| pod.service == service && pod.selected && pod.object == Object::Serving);
         serving.map(|pod| pod.id).collect()
     }
 
     /// The slice of a Service, as the endpoint controller writes it.
     pub(super) fn slice(&self, service: &Service) -> EndpointSlice {
         let pods = self.pods.iter();
-        let pods = pods.filter(|pod| pod.service == service.id && pod.exists && pod.selected);
+        let pods = pods.filter(|pod| pod.service == service.id && pod.exists() && pod.selected);
+        let is_terminating = |pod: &Pod| pod.object == Object::Terminating;
         let endpoints = pods.map(|pod| EndpointObject {
             addresses: vec![pod.address.to_string()],
             node_name: Some(name(pod.node)),
@@ -221,9 +235,9 @@ impl Api {
                 ..ObjectReference::default()
             }),
             conditions: Some(EndpointConditions {
-                ready: Some(pod.ready && !pod.terminating),
+                ready: Some(pod.ready && !is_terminating(pod)),
                 serving: Some(pod.ready),
-                terminating: Some(pod.terminating),
+                terminating: Some(is_terminating(pod)),
             }),
             ..EndpointObject::default()
         });
@@ -312,7 +326,7 @@ mod tests {
         let place = |api: &Api, id| (api.pod(id).address, TARGET_PORTS[0]);
         let usable = |api: &Api| api.usable(&api.services[0]);
         assert_eq!(usable(&api), [(place(&api, a), 1), (place(&api, b), 3)]);
-        api.pod_mut(a).terminating = true;
+        api.pod_mut(a).object = Object::Terminating;
         assert_eq!(usable(&api), [(place(&api, b), 3)]);
         api.pod_mut(b).ready = false;
         assert_eq!(usable(&api), [(place(&api, a), 1)]);

@@ -97,6 +97,7 @@ fn nanos(at: Timestamp) -> Nanos {
 
 #[cfg(test)]
 mod tests {
+    use super::super::api::Object;
     use super::super::segment::Transport;
     use super::super::wire::NodeId;
     use super::*;
@@ -117,7 +118,7 @@ mod tests {
         let mut manager = Manager::default();
         assert!(manager.look(&api, 0).wrote);
         assert_eq!(manager.look(&api, SECOND / 2), Look::default());
-        api.pod_mut(first).terminating = true;
+        api.pod_mut(first).object = Object::Terminating;
         api.start_pod(web, NodeId(0));
         let early = manager.look(&api, SECOND / 2);
         assert_eq!((early.wrote, early.again), (false, Some(SECOND)));

@@ -28,9 +28,8 @@ pub(super) fn fate(end: End, owner_died: bool) -> Fate {
     match end {
         End::Closed => Fate::Closed,
         End::Unanswered => Fate::Unanswered,
-        End::Refused => Fate::Broken(end),
         End::Reset | End::Silent | End::Strayed if owner_died => Fate::PodDied,
-        End::Reset | End::Silent | End::Strayed => Fate::Broken(end),
+        End::Reset | End::Silent | End::Strayed | End::Refused => Fate::Broken(end),
     }
 }
 

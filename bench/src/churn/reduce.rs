@@ -3,6 +3,8 @@
 //! Chance belongs to flows and purposes, so most of what happens to a flow stays when others are left out; what was found
 //! is always a run that has been seen to fail.
 
+use std::fmt::Write as _;
+
 use super::schemes::SchemeName;
 use super::script::Script;
 use super::segment::FlowId;
@@ -37,10 +39,10 @@ pub(super) fn reduce(rig: &mut Rig, case: Case<'_>, ran: &Ran) -> anyhow::Result
     let without = spare_changes(&script, |script| fails(script, &flows))?;
     let mut words = String::new();
     for flow in &flows {
-        words += &format!(" --flow {}", flow.0);
+        let _ = write!(words, " --flow {}", flow.0);
     }
     for at in &without {
-        words += &format!(" --without {at}");
+        let _ = write!(words, " --without {at}");
     }
     Ok(words)
 }

@@ -1,6 +1,7 @@
 //! Runs scripts under every scheme, and makes rows of what came of them.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::thread;
 use std::time::Instant;
 
@@ -91,14 +92,14 @@ impl Options {
             words += " --quick";
         }
         if (*scale - 1.0).abs() > f64::EPSILON {
-            words += &format!(" --scale {scale}");
+            let _ = write!(words, " --scale {scale}");
         }
-        words += &format!(" --nodes {nodes} --ecmp {}", ecmp.as_str());
+        let _ = write!(words, " --nodes {nodes} --ecmp {}", ecmp.as_str());
         for flow in flow {
-            words += &format!(" --flow {flow}");
+            let _ = write!(words, " --flow {flow}");
         }
         for place in without {
-            words += &format!(" --without {place}");
+            let _ = write!(words, " --without {place}");
         }
         words
     }
@@ -216,7 +217,7 @@ fn scripts(length: Length, only: &str, options: &Options) -> anyhow::Result<Vec<
         Length::Quick => FLOWS_QUICK,
         Length::Full => FLOWS,
     };
-    let scaled = |flows: u32| ((f64::from(flows) * options.scale).ceil() as u32).max(1);
+    let scaled = |flows: u32| times(flows, options.scale);
     let scale = Scale {
         nodes: options.nodes,
         flows: scaled(flows),
@@ -241,6 +242,15 @@ fn scripts(length: Length, only: &str, options: &Options) -> anyhow::Result<Vec<
         });
     }
     Ok(scripts)
+}
+
+/// So many times the flows, at least one.
+#[expect(
+    clippy::cast_sign_loss,
+    reason = "a factor below zero gives no flows, which become one"
+)]
+fn times(flows: u32, factor: f64) -> u32 {
+    ((f64::from(flows) * factor).ceil() as u32).max(1)
 }
 
 /// Says what came of a run, for people who wait.

@@ -90,7 +90,7 @@ impl Agent {
     fn apply_locals(&mut self, kernel: &mut Kernel, api: &Api) -> anyhow::Result<()> {
         let pods = api.pods.iter();
         let alive: HashSet<String> = pods
-            .filter(|pod| pod.node == self.node && pod.exists)
+            .filter(|pod| pod.node == self.node && pod.exists())
             .map(|pod| pod.uid.clone())
             .collect();
         let wanted: Vec<&Service> = self.decoded.values().collect();
@@ -105,7 +105,7 @@ impl Agent {
     }
 
     /// Ends flows that are over.
-    pub(crate) fn sweep(&self, kernel: &Kernel, now: Nanos) -> anyhow::Result<()> {
+    pub(crate) fn sweep(kernel: &Kernel, now: Nanos) -> anyhow::Result<()> {
         let flows = kernel.dataplane.flows();
         flows.sweep(Kernel::tick(now), &IdleTimeouts::default())?;
         Ok(())

@@ -158,7 +158,7 @@ impl Scheme for Bowline<'_> {
         };
         let kernel = &mut self.kernels[node.index()];
         state.agent.tidy(kernel)?;
-        state.agent.sweep(kernel, now)
+        Agent::sweep(kernel, now)
     }
 
     fn enter(

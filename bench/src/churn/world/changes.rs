@@ -1,7 +1,7 @@
 //! What the changes of a script come to: steps of pods, nodes, agents and the router, now and later.
 
 use super::{Control, Event, World};
-use crate::churn::api::{PodId, TARGET_PORTS};
+use crate::churn::api::{Object, PodId, TARGET_PORTS};
 use crate::churn::queue::{MS, Nanos, SECOND};
 use crate::churn::schemes::Life;
 use crate::churn::script::Change;
@@ -56,7 +56,7 @@ impl World<'_> {
     /// Something changes now.
     pub(super) fn change(&mut self, change: Change) -> anyhow::Result<()> {
         match change {
-            Change::Rollout => self.for_pools(Self::rollout),
+            Change::Rollout => self.for_pools(|world, _, pods| world.rollout(&pods)),
             Change::ScaleUp => self.for_pools(|world, service, pods| {
                 world.start_pods(service, pods.len().div_ceil(4));
             }),
@@ -82,9 +82,9 @@ impl World<'_> {
             }),
             Change::TargetPort => {
                 for service in &mut self.api.services {
-                    let other = TARGET_PORTS.into_iter();
-                    let other = other.filter(|port| *port != service.target_port);
-                    service.target_port = other.last().unwrap_or(service.target_port);
+                    let [first, second] = TARGET_PORTS;
+                    let is_first = service.target_port == first;
+                    service.target_port = if is_first { second } else { first };
                 }
                 self.changed();
             }
@@ -127,8 +127,8 @@ impl World<'_> {
         }
     }
 
-    fn rollout(&mut self, _service: ServiceId, pods: Vec<PodId>) {
-        let pods = self.chance.pick(&pods, pods.len());
+    fn rollout(&mut self, pods: &[PodId]) {
+        let pods = self.chance.pick(pods, pods.len());
         for (at, pod) in (0..).zip(pods) {
             let start = at * self.case.script.rollout_every;
             self.later((start, start), Step::Replace(pod));
@@ -139,7 +139,7 @@ impl World<'_> {
     fn terminate(&mut self, pod: PodId) {
         let grace = self.case.script.grace;
         let is_patient = self.chance.below(10) < PATIENT;
-        self.api.pod_mut(pod).terminating = true;
+        self.api.pod_mut(pod).object = Object::Terminating;
         if !is_patient {
             self.later((grace / 2, grace), Step::Remove(pod));
         }
@@ -161,7 +161,7 @@ impl World<'_> {
                 for node in self.chance.pick(&owners, 1) {
                     let pods = self.api.pods.iter();
                     let pods: Vec<PodId> = pods
-                        .filter(|pod| pod.node == node && pod.exists && !pod.terminating)
+                        .filter(|pod| pod.node == node && pod.object == Object::Serving)
                         .map(|pod| pod.id)
                         .collect();
                     for pod in pods {
@@ -228,11 +228,11 @@ impl World<'_> {
     }
 
     /// A step that was said has come.
-    pub(super) fn step(&mut self, step: &Step) -> anyhow::Result<()> {
-        match *step {
+    pub(super) fn step(&mut self, step: Step) -> anyhow::Result<()> {
+        match step {
             Step::Replace(pod) => {
                 let old = self.api.pod(pod);
-                if !old.exists || old.terminating {
+                if old.object != Object::Serving {
                     return Ok(());
                 }
                 let service = old.service;

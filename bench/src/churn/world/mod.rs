@@ -171,13 +171,13 @@ impl<'a> World<'a> {
     pub(super) fn run(mut self) -> anyhow::Result<Ran> {
         while let Some(event) = self.queue.next() {
             match event {
-                Event::Begin(number) => self.begin(number)?,
-                Event::Reopen(flow) => self.open(flow)?,
-                Event::Wake(flow) => self.wake(flow)?,
+                Event::Begin(number) => self.begin(number),
+                Event::Reopen(flow) => self.open(flow),
+                Event::Wake(flow) => self.wake(flow),
                 Event::Enter(node, segment) => self.enter(node, &segment)?,
                 Event::Arrive(node, flow, packet) => self.arrive(node, flow, &packet)?,
                 Event::Remind(pod, key) => self.remind(pod, key)?,
-                Event::Client(segment, pod) => self.receive(&segment, pod)?,
+                Event::Client(segment, pod) => self.receive(&segment, pod),
                 Event::Control(control) => self.control(&control)?,
             }
         }
@@ -194,7 +194,7 @@ impl<'a> World<'a> {
                 let (_, change) = self.case.script.changes[*at];
                 self.change(change)
             }
-            Control::Step(step) => self.step(step),
+            Control::Step(step) => self.step(*step),
             Control::Look => {
                 self.look();
                 Ok(())

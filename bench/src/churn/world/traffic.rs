@@ -27,7 +27,7 @@ const HOP: (Nanos, Nanos) = (30_000, 150_000);
 
 impl World<'_> {
     /// A flow begins, and the next one is said.
-    pub(super) fn begin(&mut self, number: u32) -> anyhow::Result<()> {
+    pub(super) fn begin(&mut self, number: u32) {
         let script = self.case.script;
         let next = u64::from(number) + 1;
         if next < u64::from(script.flows) {
@@ -36,13 +36,13 @@ impl World<'_> {
         }
         let flow = FlowId(number);
         if !self.case.only.is_empty() && !self.case.only.contains(&flow) {
-            return Ok(());
+            return;
         }
-        self.open(flow)
+        self.open(flow);
     }
 
     /// A client opens a flow: the first with its addresses and ports, or one after another has closed.
-    pub(super) fn open(&mut self, flow: FlowId) -> anyhow::Result<()> {
+    pub(super) fn open(&mut self, flow: FlowId) {
         let number = u64::from(flow.0);
         let mut dice = Dice::of(self.case.seed, Purpose::Flow, number);
         let (service, transport) = self.service_of(&mut dice);
@@ -60,7 +60,7 @@ impl World<'_> {
                 timer: Nanos::MAX,
             },
         );
-        self.act(flow, act)
+        self.act(flow, act);
     }
 
     fn service_of(&self, dice: &mut Dice) -> (ServiceId, Transport) {
@@ -91,11 +91,11 @@ impl World<'_> {
     }
 
     /// A client's time has come, unless it was put off.
-    pub(super) fn wake(&mut self, id: FlowId) -> anyhow::Result<()> {
+    pub(super) fn wake(&mut self, id: FlowId) {
         let now = self.queue.now();
         let closing = self.case.script.closing;
         let Some(flow) = self.flows.get_mut(&id).filter(|flow| flow.timer == now) else {
-            return Ok(());
+            return;
         };
         flow.timer = Nanos::MAX;
         let act = if flow.client.wakes() > now {
@@ -103,29 +103,29 @@ impl World<'_> {
         } else {
             flow.client.wake(closing, now)
         };
-        self.act(id, act)
+        self.act(id, act);
     }
 
     /// A segment reaches its client.
-    pub(super) fn receive(&mut self, segment: &Segment, pod: Option<PodId>) -> anyhow::Result<()> {
+    pub(super) fn receive(&mut self, segment: &Segment, pod: Option<PodId>) {
         let now = self.queue.now();
         let Some(flow) = self.flows.get_mut(&segment.flow) else {
-            return Ok(());
+            return;
         };
         let owner = flow.client.owner();
         let owner_lives = owner.is_some_and(|owner| self.api.pod(owner).lives);
         let act = flow.client.receive(segment, pod, owner_lives, now);
-        self.act(segment.flow, act)
+        self.act(segment.flow, act);
     }
 
     /// Does what a client says.
-    fn act(&mut self, id: FlowId, act: Act) -> anyhow::Result<()> {
+    fn act(&mut self, id: FlowId, act: Act) {
         for segment in act.segments.iter().flatten() {
             self.send(segment);
         }
         if let Some(end) = act.end {
             self.finish(id, end);
-            return Ok(());
+            return;
         }
         if let Some(flow) = self.flows.get_mut(&id) {
             let wakes = flow.client.wakes();
@@ -134,7 +134,6 @@ impl World<'_> {
                 self.queue.at(wakes, Event::Wake(id));
             }
         }
-        Ok(())
     }
 
     fn finish(&mut self, id: FlowId, how: End) {
