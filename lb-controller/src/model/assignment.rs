@@ -276,10 +276,14 @@ impl Assignment<'_> {
         }
         for at in 0..self.open_count() {
             let home = self.slots.slots[at].vacant.and_then(|vacant| vacant.home);
-            if let Some((next, asked)) = home.and_then(|home| unplaced.remove(uid(home)))
-                && self.replace(at, Some(next)).is_ok()
-            {
-                self.slots.slots[at].vacant = None;
+            let Some(&(next, asked)) = home.and_then(|home| unplaced.get(uid(home))) else {
+                continue;
+            };
+            // Without room it looks for another slot, like a newcomer.
+            let slot = &mut self.slots.slots[at];
+            if slot.replace(Some(next), self.room).is_ok() {
+                slot.vacant = None;
+                unplaced.remove(uid(next));
                 self.weigh(at, asked);
             }
         }

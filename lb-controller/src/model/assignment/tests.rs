@@ -638,8 +638,31 @@ fn check(group: &Group, usable: &BTreeSet<&str>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// `l` comes back to a slot whose history is full, which `g` takes, being part of it.
+#[test]
+fn who_returns_to_a_slot_with_a_full_history_waits_like_a_newcomer() {
+    let mut group = Group::new();
+    for (second, usable) in [
+        (3, "a b d h i j l"),
+        (27, "a c d f g i k l"),
+        (29, "i j"),
+        (53, "b f i j l"),
+        (89, "b c f j"),
+    ] {
+        group.assign(second, usable);
+    }
+    assert!(group.show().contains("c<j<g?"), "{}", group.show());
+    group.kill("d");
+    group.assign(90, "a e g h i l");
+    assert!(group.show().contains("g<c<j"), "{}", group.show());
+    assert_eq!(
+        group.waiting.0.keys().map(|uid| &**uid).collect::<Vec<_>>(),
+        ["l"]
+    );
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig::with_cases(1024))]
 
     /// Pods come, go, return and die; time passes. Nobody who lives is forgotten.
     #[test]
