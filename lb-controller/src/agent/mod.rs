@@ -45,7 +45,7 @@ use crate::dataplane::stamp::StampWriter;
 use crate::liveness::{self, Gossip, Members};
 use crate::source::kubernetes::Cluster;
 use crate::source::output::Outputs;
-use crate::{admin, serve};
+use crate::{admin, handoff, serve};
 
 /// Where links and maps are pinned if not told otherwise.
 pub const PIN_DIR_DEFAULT: &str = "/sys/fs/bpf/bowline";
@@ -87,6 +87,9 @@ pub struct Options {
     /// Known flows of each family that this node has room for.
     #[arg(long, value_name = "N", default_value_t = lb_ebpf::abi::capacity::FLOWS)]
     pub flows: u32,
+    /// Whether connections are handed off.
+    #[command(flatten)]
+    pub handoff: handoff::Options,
     /// Do not pass on packets of unknown flows: for control experiments only, it breaks connections.
     #[arg(long)]
     pub no_relay: bool,

@@ -35,6 +35,7 @@ mod wire;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +49,14 @@ pub const MESSAGE_MAX: usize = 2 * 1024 * 1024;
 pub const RECORDS_MAX: usize = 1000;
 /// Bytes under way in one stream: a few messages, so that a slow core never stops the wire for long.
 const WINDOW_BYTES: u32 = 512 * 1024;
+
+/// Whether connections are handed off.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Options {
+    /// Directory with `ca.crt`, `tls.crt` and `tls.key`, followed while they change; without it no connections are handed off.
+    #[arg(long = "handoff-certificates", value_name = "DIR")]
+    pub certificates: Option<PathBuf>,
+}
 
 /// How long others may take. The default is what programs use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -23,11 +23,11 @@ use self::answers::{Found, Shared};
 use self::standalone::Standalone;
 use crate::admin::Problem;
 use crate::agent::{PREDECESSOR_POLL, PREDECESSOR_WAIT};
-use crate::serve;
 use crate::source::directory::{Batch, Directory};
 use crate::source::kubernetes::Cluster;
 use crate::source::output::{LockError, Mode, Outputs, lock, replace};
 use crate::source::secret::ClusterSecrets;
+use crate::{handoff, serve};
 
 /// Longest sleep: wall-clock deadlines are looked at again at least this often, should the clock be set.
 const SLEEP_MAX: Duration = Duration::from_secs(5);
@@ -51,6 +51,9 @@ pub struct Options {
     /// Where the admin answers (of a manager: status) are given; nowhere if not given.
     #[arg(long, value_name = "PATH")]
     pub admin_socket: Option<PathBuf>,
+    /// Whether histories are retired.
+    #[command(flatten)]
+    pub handoff: handoff::Options,
 }
 
 /// Runs until stopped.
