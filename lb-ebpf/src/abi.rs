@@ -8,7 +8,7 @@
 use crate::wire::{Addr6, Be16, Be32, Mac, Ports};
 
 /// Version of everything in this file. Part of the pin path, so that two layouts never share a map.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// A type without padding whose every bit pattern is valid, so that it can be copied from and to bytes.
 ///
@@ -98,8 +98,8 @@ pub mod capacity {
     pub const ROWS: u32 = 1 << 20;
     /// Slots.
     pub const SLOTS: u32 = 1 << 18;
-    /// Sets.
-    pub const SETS: u32 = 1 << 16;
+    /// Sets: every slot has one, and the next version of some is written beside it.
+    pub const SETS: u32 = SLOTS + SLOTS / 4;
     /// Regions of rows.
     pub const REGIONS: u32 = 4_096;
     /// Backends.
@@ -730,8 +730,9 @@ pub struct Stamp {
 pub const STAMP_FRESH_NS: u64 = 1_000_000_000;
 /// With a stamp older than this nothing is answered for VIPs any more: another node takes over.
 pub const STAMP_ANNOUNCES_NS: u64 = 3_000_000_000;
-/// The second sight of a held-back packet counts from here …
-pub const HOLD_BACK_MIN_NS: u64 = 500_000_000;
+/// The second sight of a held-back packet counts from here: later than a stamp is fresh, so that an agent which dies before a
+/// pin has reached it delivers nothing any more …
+pub const HOLD_BACK_MIN_NS: u64 = STAMP_FRESH_NS + 500_000_000;
 /// … to here.
 pub const HOLD_BACK_MAX_NS: u64 = 30_000_000_000;
 /// A tick is 2^30 ns of the coarse monotonic clock, about 1.07 s: fine enough for idle times, and a busy flow dirties its
@@ -758,14 +759,21 @@ pub enum Limited {
     Relay,
     /// ICMP errors in a VIP's name.
     IcmpError,
+    /// Flows reported before their clients have shown that they exist.
+    Report,
 }
+
+/// Flows that a node reports per second while they are half-open, a quarter of them on each processor: what comes faster is
+/// a flood, and must not fill the balancers with pins. A flow that is left out is reported when its client answers.
+pub const HALF_OPEN_REPORTS_PER_SECOND: u64 = 4_000;
 
 impl Limited {
     /// How many there are.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 3;
 }
 
-/// A record of `events`: a flow that its balancers could not find by their tables alone has been confirmed by its pod.
+/// A record of `events`: a flow that balancers may not find by their tables alone. Its pod has answered the first packet, or
+/// its client that answer.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub struct Event {
@@ -963,7 +971,7 @@ counted! {
         Deviated = "deviated",
         /// Packets that nobody here knows, passed on to a fresh balancer.
         SecondOpinion = "second_opinion",
-        /// Confirmed flows reported to the agent.
+        /// Flows reported to the agent.
         Reported = "reported",
         /// The same that found the ring full: the agent's sweep finds them.
         ReportLost = "report_lost",
@@ -977,8 +985,8 @@ mod tests {
 
     /// The layout that pinned maps of this [`ABI_VERSION`] have. A change here means a new version.
     #[test]
-    fn layout_of_abi_version_4() {
-        assert_eq!(ABI_VERSION, 4);
+    fn layout_of_abi_version_5() {
+        assert_eq!(ABI_VERSION, 5);
         let sizes = [
             size_of::<ServiceKey4>(),
             size_of::<ServiceKey6>(),

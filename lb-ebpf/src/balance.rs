@@ -107,6 +107,23 @@ fn deviate<T: Shared>(
     })
 }
 
+/// The agreed occupant of the slot that a hash leads to, whether or not it gets first packets now; 0: there is none.
+#[inline(always)]
+pub(crate) fn agreed<T: Shared>(tables: T, service: &ServiceEntry, hash: u64) -> u32 {
+    if service.current.size == 0 {
+        return 0;
+    }
+    let Some(slot) = slot(tables, service, &service.current, hash) else {
+        return 0;
+    };
+    if slot.set & SLOT_DEVIATES == 0 {
+        return slot.first;
+    }
+    tables
+        .set(slot.set & !SLOT_DEVIATES)
+        .map_or(0, |set| set.current)
+}
+
 /// Who is asked first of a set: the agreed occupant, or if its node is suspected, the next whose node is not. 0: the set is
 /// empty.
 #[inline(never)]

@@ -49,8 +49,12 @@ impl World {
                     && !is_out(*pod)
             };
             let substitute = (0..scope.homes.len()).rev().find(serves);
-            let deviates = substitute.filter(|_| is_out(version.current));
             let suspected = agent.suspected;
+            // Packets in the middle of a flow ask who is not suspected first wherever a slot deviates, so one whose occupant
+            // is suspected does, even if nobody else serves.
+            let itself =
+                (suspected & 1 << scope.homes[version.current] != 0).then_some(version.current);
+            let deviates = substitute.filter(|_| is_out(version.current)).or(itself);
             self.nodes[node].maps = Maps {
                 deviates,
                 substitute,

@@ -152,7 +152,6 @@ fn a_deviation_keeps_its_flow() {
 }
 
 #[test]
-#[ignore = "fails on the packet path as it is: see \"What the model found\" in ARCHITECTURE.md"]
 fn a_deviation_keeps_its_flow_when_an_agent_dies() {
     let scope = deviation(1);
     holds("deviation without agents", &scope);
@@ -171,14 +170,12 @@ fn a_deviation_keeps_its_flow_when_an_agent_dies() {
 }
 
 #[test]
-#[ignore = "fails on the packet path as it is: see \"What the model found\" in ARCHITECTURE.md"]
 fn flows_of_the_living_recover_when_a_machine_dies() {
     holds("crash", &crash());
     breaks("crash", RECOVERS, &crash(), Without::SuspectsLast);
 }
 
 #[test]
-#[ignore = "fails on the packet path as it is: see \"What the model found\" in ARCHITECTURE.md"]
 fn retirement_breaks_no_flow() {
     let scope = retirement();
     holds("retirement", &scope);
@@ -192,7 +189,6 @@ fn retirement_breaks_no_flow() {
 }
 
 #[test]
-#[ignore = "fails on the packet path as it is: see \"What the model found\" in ARCHITECTURE.md"]
 fn retirement_breaks_no_flow_when_an_agent_dies() {
     holds("retirement without agents", &retirement_without_agents());
 }

@@ -8,10 +8,10 @@ mod mss;
 
 use core::mem::offset_of;
 
-use crate::abi::{Flow, FragmentKey, FragmentPorts, Stat, TICK_SHIFT, Tuple, flow_state};
+use crate::abi::{Flow, FragmentKey, FragmentPorts, Limited, Stat, TICK_SHIFT, Tuple, flow_state};
 use crate::checksum;
 use crate::family::{Family, Next, V4, V6};
-use crate::own::{flags_of, flow_ends, promote};
+use crate::own::{flags_of, flow_ends, is_reported, promote, report};
 use crate::subject::{IP_AT, has_ports, is_icmp_error};
 use crate::tables::{AllTables, Tables};
 use crate::wire::{
@@ -181,10 +181,11 @@ fn half_open<F: Family, S: Skb, T: Tables<F>>(
         let len = payload_len::<F>(ip, &tcp);
         Some((seq, seq.wrapping_add(1).wrapping_add(len)))
     };
+    let mut is_new = false;
     let (vip, flow) = tables.half_open(key, |half_open| {
         half_open.seen = tick;
         if let Some((isn, high)) = answer {
-            note_answer(half_open, isn, high);
+            is_new = note_answer(half_open, isn, high);
         }
         let flags = flags_of(half_open.mark);
         let flow = Flow {
@@ -204,15 +205,18 @@ fn half_open<F: Family, S: Skb, T: Tables<F>>(
             flow,
         )
     })?;
-    if !is_answer && flags & tcp_flag::RST == 0 {
-        promote::<F, T>(
-            tables,
-            key,
-            &Flow {
-                pod: flow_ends(flags),
-                ..flow
-            },
-        );
+    let flow = Flow {
+        pod: if is_answer { 0 } else { flow_ends(flags) },
+        ..flow
+    };
+    // An answer is told of before the client hears of it: what that sends next may enter where nobody knows the pod.
+    let is_told = if is_answer {
+        is_new && is_reported(flow.flags) && tables.take(Limited::Report, tables.now_ns())
+    } else {
+        flags & tcp_flag::RST == 0 && promote::<F, T>(tables, key, &flow)
+    };
+    if is_told {
+        report::<F, T>(tables, key, &flow);
     }
     Some(vip)
 }
@@ -230,20 +234,21 @@ fn payload_len<F: Family>(ip: &F::Header, tcp: &Tcp) -> u32 {
     (F::total_len(ip) as u32).saturating_sub(F::HEADER_LEN as u32 + header)
 }
 
-/// Keeps the numbers of the last two different answers, and the highest that left the pod.
+/// Keeps the numbers of the last two different answers, and the highest that left the pod. Whether this one is new.
 #[inline(always)]
-fn note_answer<A>(half_open: &mut crate::abi::HalfOpen<A>, isn: u32, high: u32) {
+fn note_answer<A>(half_open: &mut crate::abi::HalfOpen<A>, isn: u32, high: u32) -> bool {
     if half_open.answers > 0 && half_open.isn[0] == isn {
         if high.wrapping_sub(half_open.high) as i32 > 0 {
             half_open.high = high;
         }
-        return;
+        return false;
     }
     half_open.isn = [isn, half_open.isn[0]];
     half_open.high = high;
     if half_open.answers < 2 {
         half_open.answers += 1;
     }
+    true
 }
 
 /// Source address and port become the VIP's.

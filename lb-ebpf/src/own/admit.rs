@@ -4,11 +4,12 @@ use super::know::{Knowledge, flow_key, is_closing, know, tick};
 use super::{Scratch, Target, Work, service_of};
 use crate::abi::{
     DropReason, FirstPod, HALF_OPEN_IDLE_TICKS, HalfOpen, LocalKey, Stat, backend_flag, mark,
+    service_flag,
 };
 use crate::balance;
 use crate::decap::Arrival;
 use crate::family::Family;
-use crate::subject::Kind;
+use crate::subject::{Kind, Subject};
 use crate::tables::Tables;
 use crate::verdict::Verdict;
 
@@ -113,6 +114,28 @@ fn afresh<F: Family, T: Tables<F>>(
     Ok(Verdict::ADMIT)
 }
 
+/// Whether this node's own tables agree on another pod for a flow than the one that it came for, as they do when its sender
+/// has applied another version: should that sender be lost, nobody else would look for the flow there.
+#[inline(never)]
+fn is_elsewhere<F: Family, T: Tables<F>>(
+    tables: T,
+    subject: &Subject<F::Addr>,
+    identity: u32,
+) -> bool {
+    let Some(service) = service_of::<F, T>(&tables, subject) else {
+        return true;
+    };
+    // Rows differ from node to node under policy Local, and all flows are tracked.
+    if service.flags & (service_flag::LOCAL_POLICY | service_flag::TRACK_ALL) != 0 {
+        return false;
+    }
+    let hash = balance::flow_hash::<F, T>(tables, &subject.tuple, &service.current);
+    let agreed = balance::agreed(tables, service, hash);
+    tables
+        .backend(agreed)
+        .is_none_or(|backend| backend.identity != identity)
+}
+
 /// A new flow for the target, if that lives here: noted as half-open.
 #[inline(always)]
 pub(crate) fn admit<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) -> Verdict {
@@ -161,6 +184,7 @@ pub(crate) fn admit<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) -
         if half_open.identity == identity && half_open.vip == vip && half_open.vip_port == vip_port
         {
             half_open.seen = tick;
+            half_open.mark |= carried & mark::REPORTED;
             Knowledge::Known
         } else if half_open.identity == identity
             && tick.wrapping_sub(half_open.seen) < HALF_OPEN_IDLE_TICKS
@@ -174,12 +198,16 @@ pub(crate) fn admit<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) -
         Some(Knowledge::InUse) => return DropReason::TupleInUse.into(),
         Some(Knowledge::Known) => {}
         Some(Knowledge::Unknown | Knowledge::Closing) | None => {
+            let mut reported = carried & mark::REPORTED;
+            if reported == 0 && is_elsewhere::<F, T>(tables, subject, identity) {
+                reported = mark::DEVIATION;
+            }
             *entry = HalfOpen {
                 seen: tick,
                 vip,
                 vip_port,
                 answers: 0,
-                mark: carried & mark::REPORTED,
+                mark: reported,
                 identity,
                 isn: [0; 2],
                 high: 0,

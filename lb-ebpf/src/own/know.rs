@@ -143,23 +143,28 @@ fn know_half_open<F: Family, T: Tables<F>>(
             identity,
             flags,
         };
-        promote::<F, T>(tables, key, flow);
+        if promote::<F, T>(tables, key, flow) {
+            report::<F, T>(tables, key, flow);
+        }
     }
     known.unwrap_or(Knowledge::Unknown)
 }
 
-/// Moves a flow from `half_open` to `flows`. When the table is full the half-open entry stays and serves.
+/// Moves a flow from `half_open` to `flows`. When the table is full the half-open entry stays and serves. Whether the agent
+/// must be told of the flow.
 #[inline(always)]
-pub fn promote<F: Family, T: Tables<F>>(tables: T, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
-    if tables.insert_flow(key, flow) {
-        tables.remove_half_open(key);
-        tables.count(Stat::Promoted);
-        if flow.flags & (flow_flag::DEVIATION | flow_flag::TRACK) != 0 {
-            report::<F, T>(tables, key, flow);
-        }
-    } else {
+pub fn promote<F: Family, T: Tables<F>>(
+    tables: T,
+    key: &Tuple<F::Addr>,
+    flow: &Flow<F::Addr>,
+) -> bool {
+    if !tables.insert_flow(key, flow) {
         tables.count(Stat::FlowTableFull);
+        return false;
     }
+    tables.remove_half_open(key);
+    tables.count(Stat::Promoted);
+    is_reported(flow.flags)
 }
 
 /// The flags of a flow by the mark of its half-open entry.
@@ -178,9 +183,19 @@ pub(crate) const fn flags_of(carried: u8) -> u32 {
     flags
 }
 
+/// Whether the agent has to pin a flow with these flags, and has not.
+#[inline(always)]
+pub(crate) const fn is_reported(flags: u32) -> bool {
+    flags & (flow_flag::DEVIATION | flow_flag::TRACK) != 0 && flags & flow_flag::PINNED == 0
+}
+
 /// Tells the agent of a flow that it has to pin.
 #[inline(never)]
-fn report<F: Family, T: Tables<F>>(tables: T, key: &Tuple<F::Addr>, flow: &Flow<F::Addr>) {
+pub(crate) fn report<F: Family, T: Tables<F>>(
+    tables: T,
+    key: &Tuple<F::Addr>,
+    flow: &Flow<F::Addr>,
+) {
     let event = Event {
         client: F::mapped(key.src),
         vip: F::mapped(flow.vip),

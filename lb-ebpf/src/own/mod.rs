@@ -23,8 +23,8 @@ mod admit;
 mod know;
 mod walk;
 
-pub(crate) use know::flags_of;
 pub use know::{Knowledge, flow_ends, is_closing, know, promote};
+pub(crate) use know::{flags_of, is_reported, report};
 
 use crate::abi::{
     Backend, DropReason, FirstPod, Flow, HalfOpen, Limited, POD_ADDRESS_V4, ServiceEntry, Stat,

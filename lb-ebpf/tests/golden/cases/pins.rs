@@ -2,7 +2,8 @@
 //! second opinions.
 
 use lb_ebpf::abi::{
-    Backend, DropReason, Pin, SLOT_DEVIATES, Stat, backend_flag, config_flag, mark, service_flag,
+    Backend, DropReason, Limited, Pin, SLOT_DEVIATES, Stat, backend_flag, config_flag, mark,
+    service_flag,
 };
 
 use super::{Case, egress, sent, xdp};
@@ -383,6 +384,74 @@ fn reported(cases: &mut Vec<Case>, net: Net) {
             )
             .becomes(frame_back(&out.packet(&net.ip_back())))
             .counts(&[Stat::Promoted, Stat::Reported, Stat::Returned]),
+        );
+        answered(cases, net, what, marks);
+    }
+    cases.push(
+        xdp(
+            format!("syn for an older occupant at its node, {net:?}"),
+            Scene::current(R2, &[L1]),
+            arrives(net, &[], 0, SYN),
+        )
+        .becomes(delivered(net, L1, SYN))
+        .counts(&[Stat::Admitted, Stat::Known]),
+    );
+    cases.push(
+        xdp(
+            format!("syn for the agreed occupant of a slot that deviates here, {net:?}"),
+            deviates(Scene::current(L1, &[]), R2),
+            arrives(net, &[], 0, SYN),
+        )
+        .becomes(delivered(net, L1, SYN))
+        .counts(&[Stat::Admitted, Stat::Known]),
+    );
+}
+
+/// The pod's answer to a marked first packet is reported, once and at a limited rate.
+fn answered(cases: &mut Vec<Case>, net: Net, what: &str, marks: u8) {
+    let half_open = |isn: Option<u32>, marks: u8| {
+        Scene::current(L1, &[]).half_open(L1, Proto::Tcp, isn).but(
+            &format!("marked {marks}"),
+            |tables| {
+                for entry in tables.v4.half_open.borrow_mut().values_mut() {
+                    entry.mark = marks;
+                }
+                for entry in tables.v6.half_open.borrow_mut().values_mut() {
+                    entry.mark = marks;
+                }
+            },
+        )
+    };
+    let limited = half_open(None, marks).but("reports at their limit", |tables| {
+        tables.left[Limited::Report as usize].set(0);
+    });
+    let answer = Tcp {
+        seq: 5000,
+        ..Tcp::new(POD_PORT, CLIENT_PORT, SYN | ACK)
+    };
+    let out = Tcp {
+        from: HTTP,
+        ..answer.clone()
+    };
+    let first: &[Stat] = &[Stat::Reported, Stat::Returned];
+    for (how, scene, counts) in [
+        ("", half_open(None, marks), first),
+        (" sent again", half_open(Some(5000), marks), &first[1..]),
+        (" above the limit", limited, &first[1..]),
+        (
+            " that is pinned",
+            half_open(None, marks | mark::PINNED),
+            &first[1..],
+        ),
+    ] {
+        cases.push(
+            egress(
+                format!("answer of a {what}{how}, {net:?}"),
+                scene,
+                frame_back(&answer.packet(&net.ip_from(L1))),
+            )
+            .becomes(frame_back(&out.packet(&net.ip_back())))
+            .counts(counts),
         );
     }
 }
