@@ -1,6 +1,6 @@
 //! What the agent sees, in the words of the model and of the maps. Pure.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use crate::admin::Role;
 use crate::api::file::{API_VERSION, LoadBalancerNode, Metadata};
 use crate::api::load_balancer_node::{LoadBalancerNodeSpec, NodeInterface, NodeRole, XdpMode};
 use crate::dataplane::{Contents, links};
+use crate::liveness::{Liveness, State};
 use crate::model::backends::{NodeView, View};
 use crate::model::endpoint::is_alive;
 use crate::model::secret::{self, EncapSecret};
@@ -149,7 +150,17 @@ pub(super) fn of(core: &Core, secrets: &ClusterSecrets) -> View {
             geneve_port: abi::GENEVE_PORT,
         },
         nodes: nodes.collect(),
+        suspected: suspected(&core.announcing.liveness),
     }
+}
+
+/// Nodes that seem to be down.
+pub(super) fn suspected(liveness: &Liveness) -> BTreeSet<Arc<str>> {
+    let peers = liveness.peers.iter();
+    peers
+        .filter(|(_, peer)| peer.state == State::Down)
+        .map(|(node, _)| Arc::clone(node))
+        .collect()
 }
 
 /// Before anything is known.
@@ -163,6 +174,7 @@ pub(super) fn nobody(node: &str) -> View {
         node: node.into(),
         sender,
         nodes: HashMap::new(),
+        suspected: BTreeSet::new(),
     }
 }
 

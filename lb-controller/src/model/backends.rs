@@ -3,7 +3,7 @@
 //! A candidate keeps its id from the first table that names it until nothing does; ids are found again after a restart
 //! from the headers in the maps. A candidate is `known` once a table has said on which node it is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use lb_ebpf::abi::{self, backend_flag};
@@ -33,6 +33,8 @@ pub struct View {
     pub sender: Sender,
     /// All other nodes by name.
     pub nodes: HashMap<Arc<str>, NodeView>,
+    /// Those of them that seem to be down: their pods get no first packets and are asked last. They are not dead.
+    pub suspected: BTreeSet<Arc<str>>,
 }
 
 impl View {
@@ -46,15 +48,16 @@ impl View {
             hop4,
             hop6,
         } = self.nodes.get(node).copied().unwrap_or_default();
-        template::backend(
-            pod,
-            &Place::Remote {
-                node: addresses,
-                hop4,
-                hop6,
-            },
-            &self.sender,
-        )
+        let place = Place::Remote {
+            node: addresses,
+            hop4,
+            hop6,
+        };
+        let mut backend = template::backend(pod, &place, &self.sender);
+        if self.suspected.contains(node) {
+            backend.flags |= backend_flag::SUSPECTED;
+        }
+        backend
     }
 }
 

@@ -2,44 +2,28 @@
 
 use std::collections::BTreeSet;
 
-use lb_ebpf::abi::{self, ROWS_PER_ELEMENT, SLOT_DEVIATES, service_flag};
+use lb_ebpf::abi::{self, OLDER_MAX, ROWS_PER_ELEMENT, SLOT_DEVIATES, service_flag};
 
 use super::backends;
 use super::installed::{Installed, PlanError, range_len};
 use super::maglev;
 use super::op::{BackendId, Op, RegionId, ServiceKey, SetId, SlotIndex};
-use super::plan::{CELL, Entry, Service, Table, port_of, source_range, vip_key};
+use super::plan::{CELL, Entry, Service, Table, cell, port_of, source_range, vip_key};
 
 /// Cells compared at once: a kilobyte, which is one call of `memcmp` and still finds the one that changed quickly.
 const CELLS_AT_ONCE: usize = 64;
 
-/// The set of a slot and its flag. A slot without a current occupant refuses first packets, but packets in the middle of
-/// flows still go to who may own them: it deviates from the newest older one to nobody.
-fn set_of(cell: &[u32]) -> (abi::Set, u32) {
-    match cell {
-        [0, newest, older @ ..] if *newest != 0 => {
-            let older = std::array::from_fn(|n| older.get(n).copied().unwrap_or(0));
-            (
-                abi::Set {
-                    current: *newest,
-                    older,
-                    ..abi::Set::default()
-                },
-                SLOT_DEVIATES,
-            )
-        }
-        [_, older @ ..] => {
-            let older = std::array::from_fn(|n| older.get(n).copied().unwrap_or(0));
-            (
-                abi::Set {
-                    older,
-                    ..abi::Set::default()
-                },
-                0,
-            )
-        }
-        [] => (abi::Set::default(), 0),
-    }
+/// The set of a slot and its flag.
+fn set_of(from: &[u32]) -> (abi::Set, u32) {
+    let mut older = [0; OLDER_MAX];
+    older.copy_from_slice(&from[cell::OLDER]);
+    let set = abi::Set {
+        current: from[cell::AGREED],
+        older,
+        substitute: from[cell::SUBSTITUTE],
+    };
+    let flag = if set.current == 0 { 0 } else { SLOT_DEVIATES };
+    (set, flag)
 }
 
 /// A plan being made: operations by kind, and ids chosen on the way.
@@ -110,7 +94,7 @@ impl<'a> Draft<'a> {
         let slots = self.slots(entry, old)?;
         let mut value = abi::ServiceEntry {
             id: 0,
-            flags: entry.flags,
+            flags: entry.flags | self.installed.moving_flags(service, entry.key),
             slots,
             slot_count: entry.slot_count(),
             current: self.table(&entry.current)?,
@@ -197,29 +181,29 @@ impl<'a> Draft<'a> {
             if self.installed.cells.get(from..from + wanted.len()) == Some(wanted) {
                 continue;
             }
-            for (n, cell) in wanted.chunks_exact(CELL).enumerate() {
+            for (n, ids) in wanted.chunks_exact(CELL).enumerate() {
                 let slot = (offset + n) as u32;
                 let here = from + n * CELL;
-                if self.installed.cells.get(here..here + CELL) != Some(cell) {
-                    self.slot(cell, start + slot, like + slot)?;
+                if self.installed.cells.get(here..here + CELL) != Some(ids) {
+                    self.slot(ids, start + slot, like + slot)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn slot(&mut self, cell: &[u32], index: u32, like: u32) -> Result<(), PlanError> {
-        for (place, id) in cell.iter().enumerate().filter(|(_, id)| **id != 0) {
-            self.backend(BackendId(*id), place == 0);
+    fn slot(&mut self, ids: &[u32], index: u32, like: u32) -> Result<(), PlanError> {
+        for (place, id) in ids.iter().enumerate().filter(|(_, id)| **id != 0) {
+            self.backend(BackendId(*id), place == cell::FIRST);
         }
-        let (set, deviates) = set_of(cell);
+        let (set, deviates) = set_of(ids);
         let set = if set == abi::Set::default() {
             0
         } else {
             self.set(set, like)?
         };
         let value = abi::Slot {
-            first: cell[0],
+            first: ids[cell::FIRST],
             set: set | deviates,
         };
         self.slots.push(Op::Slot {
@@ -227,6 +211,11 @@ impl<'a> Draft<'a> {
             value,
         });
         Ok(())
+    }
+
+    /// Writes a backend that no table names yet.
+    pub(super) fn pinned(&mut self, id: BackendId) {
+        self.backend(id, false);
     }
 
     /// Writes a backend that is not there. Of two pods that have had one address here, the one that gets new flows

@@ -11,7 +11,8 @@ use lb_ebpf::hash::{self, Key};
 
 use super::candidate::Candidate;
 use super::maglev::Rows;
-use super::pins::{FlowKey, FlowTuple, PinnedPod};
+use super::op::PinKey;
+use super::pins::{FlowKey, PinnedPod};
 use super::secret::identity;
 use super::shape::Shape;
 use super::slot::Slot;
@@ -131,8 +132,8 @@ impl Finder {
         }
         let fields = shape.fields().to_abi();
         let hash = match flow.tuple() {
-            FlowTuple::V4(tuple) => of::<V4>(&self.key, &tuple, fields),
-            FlowTuple::V6(tuple) => of::<V6>(&self.key, &tuple, fields),
+            PinKey::V4(tuple) => of::<V4>(&self.key, &tuple, fields),
+            PinKey::V6(tuple) => of::<V6>(&self.key, &tuple, fields),
         };
         rows.get(hash::row(hash, rows.len() as u32) as usize)
             .copied()

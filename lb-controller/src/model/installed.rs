@@ -12,14 +12,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use lb_ebpf::abi::{self, OLDER_MAX, ROWS_PER_ELEMENT, SLOT_DEVIATES};
+use lb_ebpf::abi::{self, ROWS_PER_ELEMENT, SLOT_DEVIATES};
 use lb_ebpf::wire::Addr6;
 
 use super::backends::{Backends, View};
 use super::ids::{Extents, Used};
 use super::maglev::Rows;
 use super::op::{BackendId, LocalKey, Op, PinKey, RegionId, ServiceKey, SetId, SlotIndex};
-use super::plan::CELL;
+use super::plan::{CELL, cell};
 use super::table::TableError;
 use super::template::PodPort;
 use crate::dataplane::{Capacity, Contents};
@@ -67,6 +67,8 @@ pub struct Installed {
     pub(super) keys: HashMap<Arc<str>, Vec<ServiceKey>>,
     pub(super) locals: HashMap<LocalKey, abi::LocalPod>,
     pub(super) pins: HashMap<PinKey, abi::Pin>,
+    /// How many of them each service entry has.
+    pub(super) pins_by_service: HashMap<ServiceKey, u32>,
     pub(super) peers: HashMap<Addr6, u32>,
     /// By service id.
     pub(super) source_ranges: BTreeMap<u32, BTreeSet<abi::SourceRange>>,
@@ -130,7 +132,12 @@ impl Installed {
             installed.set_service(*key, *value);
         }
         installed.locals.clone_from(locals);
-        installed.pins.clone_from(pins);
+        for (key, value) in pins {
+            installed.record(&Op::Pin {
+                key: *key,
+                value: *value,
+            });
+        }
         installed.peers.clone_from(peers);
         for range in source_ranges {
             installed.set_source_range(*range);
@@ -163,6 +170,7 @@ impl Installed {
             keys: HashMap::new(),
             locals: HashMap::new(),
             pins: HashMap::new(),
+            pins_by_service: HashMap::new(),
             peers: HashMap::new(),
             source_ranges: BTreeMap::new(),
             announced: BTreeMap::new(),
@@ -259,11 +267,11 @@ impl Installed {
                 self.locals.remove(key);
             }
             Op::Pin { key, value } => {
-                self.pins.insert(*key, *value);
+                if self.pins.insert(*key, *value).is_none() {
+                    *self.pins_by_service.entry(key.service()).or_insert(0) += 1;
+                }
             }
-            Op::RemovePin { key } => {
-                self.pins.remove(key);
-            }
+            Op::RemovePin { key } => self.remove_pin(key),
             Op::PurgeFlows { identity: _ } | Op::ClearCount { id: _ } => {}
             Op::Peer { addr, node } => {
                 self.peers.insert(*addr, *node);
@@ -291,6 +299,19 @@ impl Installed {
                 self.used_sets.remove(id.0);
             }
             Op::FreeRegion { id } => self.free_region(*id),
+        }
+    }
+
+    fn remove_pin(&mut self, key: &PinKey) {
+        if self.pins.remove(key).is_none() {
+            return;
+        }
+        let service = key.service();
+        if let Some(count) = self.pins_by_service.get_mut(&service) {
+            *count -= 1;
+            if *count == 0 {
+                self.pins_by_service.remove(&service);
+            }
         }
     }
 
@@ -348,14 +369,20 @@ impl Installed {
             .get((value.set & !SLOT_DEVIATES) as usize)
             .copied()
             .unwrap_or_default();
-        let cell = &mut self.cells[at * CELL..(at + 1) * CELL];
-        cell[0] = value.first;
-        if value.set & SLOT_DEVIATES == 0 {
-            cell[1..].copy_from_slice(&set.older);
+        let abi::Set {
+            current,
+            older,
+            substitute,
+        } = set;
+        let to = &mut self.cells[at * CELL..(at + 1) * CELL];
+        to[cell::FIRST] = value.first;
+        to[cell::AGREED] = if value.set & SLOT_DEVIATES == 0 {
+            0
         } else {
-            cell[1] = set.current;
-            cell[2..].copy_from_slice(&set.older[..OLDER_MAX - 1]);
-        }
+            current
+        };
+        to[cell::OLDER].copy_from_slice(&older);
+        to[cell::SUBSTITUTE] = substitute;
     }
 
     fn set_service(&mut self, key: ServiceKey, value: abi::ServiceEntry) {

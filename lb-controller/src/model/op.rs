@@ -48,6 +48,26 @@ pub enum PinKey {
     V6(abi::Tuple<Addr6>),
 }
 
+impl PinKey {
+    /// The service entry that packets of the flow meet.
+    pub fn service(&self) -> ServiceKey {
+        match self {
+            Self::V4(tuple) => ServiceKey::V4(abi::ServiceKey4 {
+                addr: tuple.dst,
+                port: tuple.ports.dst,
+                proto: tuple.proto,
+                pad: 0,
+            }),
+            Self::V6(tuple) => ServiceKey::V6(abi::ServiceKey6 {
+                addr: tuple.dst,
+                port: tuple.ports.dst,
+                proto: tuple.proto,
+                pad: 0,
+            }),
+        }
+    }
+}
+
 /// One change of the maps.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Op {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use lb_ebpf::abi::{self, OLDER_MAX, PREVIOUS_MAX, service_flag};
+use lb_ebpf::abi::{self, PREVIOUS_MAX, service_flag};
 use lb_ebpf::wire::{Addr6, Be16, Be32};
 
 use super::backends::Known;
@@ -15,12 +15,28 @@ use super::local;
 use super::op::ServiceKey;
 use super::secret::identity;
 use super::shape::Shape;
+use super::slot::Slots;
+use super::substitute::Substitutes;
 use super::table;
 use super::template::PodPort;
 use crate::api::service_table::{Family, ServiceTableSpec, TrafficPolicy};
 
-/// Backend ids per slot in [`Entry::cells`]: the current one and the older ones, 0 where there is none.
-pub const CELL: usize = 1 + OLDER_MAX;
+/// Backend ids per slot in [`Entry::cells`], 0 where there is none; see [`cell`].
+pub const CELL: usize = cell::SUBSTITUTE + 1;
+
+/// Places of a slot's backend ids.
+pub mod cell {
+    use lb_ebpf::abi::OLDER_MAX;
+
+    /// Who gets first packets.
+    pub const FIRST: usize = 0;
+    /// The agreed occupant, if the slot deviates from it; else 0.
+    pub const AGREED: usize = 1;
+    /// The older occupants, newest first.
+    pub const OLDER: std::ops::Range<usize> = AGREED + 1..AGREED + 1 + OLDER_MAX;
+    /// Who gets first packets wherever the occupant cannot.
+    pub const SUBSTITUTE: usize = OLDER.end;
+}
 
 /// One Service.
 #[derive(Clone, PartialEq, Debug)]
@@ -31,6 +47,8 @@ pub struct Service {
     pub version: u64,
     /// Sources that may speak to it; everybody if there is none.
     pub source_ranges: Vec<IpNet>,
+    /// The pins of all its live owner nodes are here, as far as they can be waited for.
+    pub streams_up: bool,
     /// One per VIP and port.
     pub entries: Vec<Entry>,
 }
@@ -142,6 +160,7 @@ impl Installed {
                 TrafficPolicy::Cluster => group.slots,
                 TrafficPolicy::Local => local::of_node(&group.slots, &self.view.node),
             };
+            let substitutes = Substitutes::new(slots, &self.view.suspected);
             let current = Table::new(slots.shape.clone());
             let previous = std::array::from_fn(|at| {
                 slots
@@ -172,13 +191,7 @@ impl Installed {
                     Ok(self.backends.intern(pod, known).ok_or(full)?.0)
                 });
                 let ids = ids.collect::<Result<Vec<u32>, PlanError>>()?;
-                let mut cells = vec![0; slots.slots.len() * CELL];
-                for (cell, slot) in cells.chunks_exact_mut(CELL).zip(&slots.slots) {
-                    cell[0] = slot.current.map_or(0, |current| ids[current as usize]);
-                    for (to, older) in cell[1..].iter_mut().zip(&slot.older) {
-                        *to = ids[*older as usize];
-                    }
-                }
+                let cells = cells(slots, &ids, &substitutes);
                 for vip in spec.vips.iter().filter(of_family) {
                     entries.push(Entry {
                         key: service_key(*vip, port.port, port.protocol.number()),
@@ -194,9 +207,36 @@ impl Installed {
             uid: spec.service_uid.as_str().into(),
             version: spec.version,
             source_ranges: spec.source_ranges.clone(),
+            streams_up: true,
             entries,
         })
     }
+}
+
+/// The slots in ids.
+fn cells(slots: &Slots, ids: &[u32], substitutes: &Substitutes<'_>) -> Vec<u32> {
+    let id = |candidate: Option<u32>| candidate.map_or(0, |candidate| ids[candidate as usize]);
+    let mut cells = vec![0; slots.slots.len() * CELL];
+    for (at, (to, slot)) in cells.chunks_exact_mut(CELL).zip(&slots.slots).enumerate() {
+        let mut older = slot.older.iter().copied();
+        let substitute = substitutes.of(at);
+        to[cell::FIRST] = id(slot.current);
+        match slot.current {
+            // It refuses first packets, but packets in the middle of flows still go to who may own them: it deviates from
+            // the newest older one to nobody.
+            None => to[cell::AGREED] = id(older.next()),
+            Some(current) if substitutes.is_suspected(current) => {
+                to[cell::AGREED] = id(Some(current));
+                to[cell::FIRST] = id(substitute.or(Some(current)));
+            }
+            Some(_) => {}
+        }
+        for (to, older) in to[cell::OLDER].iter_mut().zip(older) {
+            *to = id(Some(older));
+        }
+        to[cell::SUBSTITUTE] = id(substitute);
+    }
+    cells
 }
 
 /// What packets of a Service must be looked at for.
@@ -209,8 +249,7 @@ fn flags(spec: &ServiceTableSpec) -> u32 {
         TrafficPolicy::Cluster => 0,
         TrafficPolicy::Local => service_flag::LOCAL_POLICY,
     };
-    // Nobody streams pins yet, so nobody has to be waited for.
-    ranges | policy | service_flag::STREAMS_UP
+    ranges | policy
 }
 
 /// A range of sources of a service id.

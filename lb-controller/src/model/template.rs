@@ -30,6 +30,8 @@ use super::secret::EncapSecret;
 
 /// Time to live and hop limit of the outer header.
 const TTL: u8 = 64;
+/// Where the outer IP header begins.
+const OUTER_AT: usize = 14;
 /// IPv4: don't fragment. The packet path answers what is too big before it gets here.
 const DONT_FRAGMENT: u16 = 0x4000;
 /// Geneve: the packet has critical options (RFC 8926, section 3.4).
@@ -260,6 +262,19 @@ pub fn pod_port(backend: &Backend) -> Option<PodPort> {
         port: backend.port.get(),
         identity: backend.identity,
     })
+}
+
+/// The node that a backend's packets are sent to; none if it is this one, or nobody knows which.
+pub fn node_of(backend: &Backend) -> Option<IpAddr> {
+    if backend.flags & backend_flag::LOCAL != 0 {
+        return None;
+    }
+    let node: IpAddr = if backend.flags & backend_flag::OUTER_V6 == 0 {
+        Ipv4Addr::from(*backend.header[OUTER_AT + 16..].first_chunk()?).into()
+    } else {
+        Ipv6Addr::from(*backend.header[OUTER_AT + 24..].first_chunk()?).into()
+    };
+    (!node.is_unspecified()).then_some(node)
 }
 
 #[cfg(test)]

@@ -59,6 +59,7 @@ fn view() -> View {
             geneve_port: 6081,
         },
         nodes: HashMap::from([("far".into(), far)]),
+        suspected: BTreeSet::new(),
     }
 }
 
@@ -391,8 +392,9 @@ fn pods(life: &mut Life, mask: u16, second: i64) -> ServiceTableSpec {
     life.next(mask, 0, second)
 }
 
+/// The pod that came also stands in for the other one now, instead of the pod that went.
 #[test]
-fn one_replaced_pod_is_a_backend_a_set_and_a_slot() {
+fn one_replaced_pod_is_a_backend_and_the_slots_that_name_it() {
     let mut node = Node::new(CAPACITY);
     let mut life = Life::new(1, &[80]);
     let ops = node.want(&pods(&mut life, 0b110, 0));
@@ -402,7 +404,58 @@ fn one_replaced_pod_is_a_backend_a_set_and_a_slot() {
         .iter()
         .map(|op| format!("{op:?}").split(' ').next().unwrap().to_owned())
         .collect();
-    assert_eq!(kinds, ["Backend", "Set", "Slot"]);
+    assert_eq!(kinds, ["Backend", "Set", "Set", "Slot", "Slot"]);
+}
+
+/// First packets of a suspected node's slots go to substitutes, those in the middle of flows ask others first; and back again.
+#[test]
+fn slots_of_a_suspected_node_deviate_and_return() {
+    let mut node = Node::new(CAPACITY);
+    let spec = pods(&mut Life::new(1, &[80]), 0b11, 0);
+    let ops = node.want(&spec);
+    node.all(&ops);
+    let before = node.maps.slots.clone();
+    let far = before.iter().find(|(_, slot)| {
+        node.maps.backends[&BackendId(slot.first)].flags & abi::backend_flag::LOCAL == 0
+    });
+    let (index, slot) = far.map(|(index, slot)| (*index, *slot)).unwrap();
+    let mut suspecting = view();
+    suspecting.suspected = BTreeSet::from(["far".into()]);
+    node.installed.set_view(suspecting);
+    let backends = node.installed.plan_backends();
+    node.all(&backends);
+    let ops = node.want(&spec);
+    node.all(&ops);
+    let flags = |id: u32| node.maps.backends[&BackendId(id)].flags;
+    assert_ne!(flags(slot.first) & abi::backend_flag::SUSPECTED, 0);
+    let deviating = node.maps.slots[&index];
+    assert_ne!(deviating.set & SLOT_DEVIATES, 0);
+    let set = node.maps.sets[&SetId(deviating.set & !SLOT_DEVIATES)];
+    assert_eq!(set.current, slot.first);
+    assert_eq!(set.substitute, deviating.first);
+    assert_eq!(
+        flags(deviating.first) & abi::backend_flag::LOCAL,
+        abi::backend_flag::LOCAL
+    );
+    node.installed.set_view(view());
+    let ops = node.want(&spec);
+    node.all(&ops);
+    let firsts = |slots: &BTreeMap<SlotIndex, abi::Slot>| -> Vec<_> {
+        slots
+            .values()
+            .map(|slot| (slot.first, slot.set & SLOT_DEVIATES))
+            .collect()
+    };
+    let slots = node
+        .maps
+        .slots
+        .iter()
+        .map(|(index, slot)| (*index, *slot))
+        .collect();
+    assert_eq!(
+        firsts(&slots),
+        firsts(&before.iter().map(|(index, slot)| (*index, *slot)).collect())
+    );
 }
 
 #[test]
@@ -421,6 +474,8 @@ fn first_service_comes_in_order() {
             "Backend",
             "Local",
             "Rows",
+            "Set",
+            "Set",
             "Slot",
             "Slot",
             "ClearCount",

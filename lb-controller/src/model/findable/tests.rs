@@ -145,7 +145,7 @@ proptest! {
             let (memory, entry) = maps(&slots, at);
             for client in 0..64 {
                 let flow = flow(1000 + client, port);
-                let FlowTuple::V4(tuple) = flow.tuple() else { panic!("both ends are IPv4") };
+                let PinKey::V4(tuple) = flow.tuple() else { panic!("both ends are IPv4") };
                 let mut list = Candidates::default();
                 candidates::of::<V4, _>(&memory, &entry, &tuple, &mut list);
                 let mut expected: Vec<u32> = Vec::new();

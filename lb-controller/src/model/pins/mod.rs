@@ -16,7 +16,7 @@ use std::sync::Arc;
 use lb_ebpf::abi::{LocalKey, Tuple};
 use lb_ebpf::wire::{Addr6, Be16, Be32, Ports};
 
-use super::op::{BackendId, LocalKey as LocalPort};
+use super::op::{BackendId, LocalKey as LocalPort, PinKey};
 use super::secret::identity;
 use crate::api::service_table::Watermark;
 
@@ -99,15 +99,6 @@ pub struct MixedFamilies {
     pub vip: SocketAddr,
 }
 
-/// A flow as the maps name it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum FlowTuple {
-    /// In `pins4`.
-    V4(Tuple<Be32>),
-    /// In `pins6`.
-    V6(Tuple<Addr6>),
-}
-
 impl FlowKey {
     /// A flow of a client to a VIP. IPv4 addresses in IPv6 form become plain ones, so that equal flows are equal keys.
     pub fn new(protocol: u8, client: SocketAddr, vip: SocketAddr) -> Result<Self, MixedFamilies> {
@@ -139,7 +130,7 @@ impl FlowKey {
     }
 
     /// The key in the maps.
-    pub fn tuple(&self) -> FlowTuple {
+    pub fn tuple(&self) -> PinKey {
         let Self {
             protocol,
             client,
@@ -150,14 +141,14 @@ impl FlowKey {
             dst: Be16::new(vip.port()),
         };
         match (client.ip(), vip.ip()) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => FlowTuple::V4(Tuple {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => PinKey::V4(Tuple {
                 src: Be32::from_bytes(src.octets()),
                 dst: Be32::from_bytes(dst.octets()),
                 ports,
                 proto: protocol,
                 pad: [0; 3],
             }),
-            (src, dst) => FlowTuple::V6(Tuple {
+            (src, dst) => PinKey::V6(Tuple {
                 src: in_v6(src),
                 dst: in_v6(dst),
                 ports,
@@ -168,15 +159,15 @@ impl FlowKey {
     }
 
     /// The flow of a key in the maps.
-    pub fn of_tuple(tuple: &FlowTuple) -> Self {
+    pub fn of_tuple(tuple: &PinKey) -> Self {
         let end = |ip: IpAddr, port: Be16| SocketAddr::new(ip, port.get());
         match tuple {
-            FlowTuple::V4(t) => Self {
+            PinKey::V4(t) => Self {
                 protocol: t.proto,
                 client: end(IpAddr::from(t.src.to_bytes()), t.ports.src),
                 vip: end(IpAddr::from(t.dst.to_bytes()), t.ports.dst),
             },
-            FlowTuple::V6(t) => Self {
+            PinKey::V6(t) => Self {
                 protocol: t.proto,
                 client: end(IpAddr::from(t.src.to_bytes()), t.ports.src),
                 vip: end(IpAddr::from(t.dst.to_bytes()), t.ports.dst),
