@@ -134,3 +134,15 @@ fn block_on<T, F: Future<Output = anyhow::Result<T>>>(
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     outcome
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

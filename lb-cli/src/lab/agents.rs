@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use authority::handoff::Holder;
 use lb_controller::admin;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -33,6 +34,9 @@ impl Cluster {
             .arg("--manifests")
             .arg(self.manifests.directory());
         command.arg("--admin-socket").arg(self.socket("manager"));
+        command
+            .arg("--handoff-certificates")
+            .arg(self.certificates(Holder::Manager));
         let child = self.spawn(command, &self.network.router, "manager")?;
         self.ledger.process(child.id())?;
         self.manager = Some(child);
@@ -63,6 +67,9 @@ impl Cluster {
         command.arg("--pin-dir").arg(self.network.pins.join(name));
         command.arg("--admin-socket").arg(self.socket(name));
         command.args(["--xdp-mode", &self.settings.xdp_mode]);
+        command
+            .arg("--handoff-certificates")
+            .arg(self.certificates(Holder::Node(name)));
         if self.settings.no_relay {
             command.arg("--no-relay");
         }

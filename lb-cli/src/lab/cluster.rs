@@ -9,10 +9,12 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{Context, bail};
+use authority::handoff::{self, Holder};
 
-use super::ledger::Ledger;
+use super::ledger::{CERTIFICATES, Ledger};
 use super::manifests::Manifests;
 use super::netns::Namespace;
 use super::network::Network;
@@ -23,6 +25,7 @@ use super::plan::Machine;
 const TCP_PORTS: &str = "8080,8081";
 /// The same for UDP.
 const UDP_PORTS: &str = "5353,5354";
+
 /// How the agents run.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -70,12 +73,16 @@ impl Cluster {
         mut ledger: Ledger,
     ) -> anyhow::Result<Self> {
         let network = Network::build(name, settings.balancers, &mut ledger)?;
-        for part in ["logs", "sockets"] {
+        for part in ["logs", "sockets", CERTIFICATES] {
             let path = ledger.directory().join(part);
             // Of an earlier run; there need not be any.
             let _ = std::fs::remove_dir_all(&path);
             std::fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
         }
+        let nodes = network.machines.iter();
+        let nodes = nodes.map(|(machine, _)| machine.name.as_str());
+        let certificates = ledger.directory().join(CERTIFICATES);
+        handoff::write(&certificates, nodes, SystemTime::now()).context("make certificates")?;
         let mut manifests = Manifests::create(ledger.directory())?;
         for (machine, _) in &network.machines {
             manifests.node(machine)?;
@@ -123,6 +130,11 @@ impl Cluster {
             .directory()
             .join("sockets")
             .join(format!("{machine}.sock"))
+    }
+
+    /// Where the certificates of the streams between nodes are: of the manager, or of one machine's agent.
+    pub(super) fn certificates(&self, holder: Holder<'_>) -> PathBuf {
+        holder.directory(&self.ledger.directory().join(CERTIFICATES))
     }
 
     /// Makes pods with running servers, one at each place. They are in no slice until [`Self::publish`].

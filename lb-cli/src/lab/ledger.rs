@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::netns;
 
+/// Where keys and certificates are in the directory of a lab.
+pub(super) const CERTIFICATES: &str = "certificates";
+
 /// What was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Made {
@@ -156,7 +159,7 @@ impl Ledger {
             note(self.unmount_pins());
         }
         // Logs stay for whoever wants to know why; the next run starts with none.
-        for part in ["manifests", "staging", "sockets", "bin"] {
+        for part in ["manifests", "staging", "sockets", "bin", CERTIFICATES] {
             note(remove_all(&self.directory.join(part)));
         }
         if let Some(error) = first_error {

@@ -257,11 +257,70 @@ fn defaults(gateways: [IpAddr; 2]) -> [Route<'static>; 2] {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+    use std::time::Duration;
+
+    use lb_controller::handoff::HANDOFF_PORT;
+    use lb_controller::liveness::GOSSIP_PORT;
+
     use super::*;
     use crate::lab::{echo, netns};
 
+    /// A word takes microseconds.
+    const LIMIT: Duration = Duration::from_secs(2);
+
+    /// One word each way, between sockets that were opened in these namespaces.
+    fn say(from: &Namespace, to: &Namespace, address: IpAddr) -> anyhow::Result<()> {
+        let gossip = SocketAddr::new(address, GOSSIP_PORT);
+        let there = to.inside(|| Ok(UdpSocket::bind(gossip)?))?;
+        let here = from.inside(|| Ok(UdpSocket::bind(SocketAddr::new(any(address), 0))?))?;
+        there.set_read_timeout(Some(LIMIT))?;
+        here.set_read_timeout(Some(LIMIT))?;
+        let mut word = [0; 8];
+        here.send_to(b"question", gossip).context("ask over UDP")?;
+        let (_, asker) = there.recv_from(&mut word).context("hear over UDP")?;
+        there.send_to(b"answered", asker)?;
+        here.recv_from(&mut word).context("an answer over UDP")?;
+        anyhow::ensure!(&word == b"answered");
+
+        let handoff = SocketAddr::new(address, HANDOFF_PORT);
+        let listener = to.inside(|| Ok(TcpListener::bind(handoff)?))?;
+        let mut here = from.inside(|| Ok(TcpStream::connect_timeout(&handoff, LIMIT)?))?;
+        let (mut there, _) = listener.accept().context("accept")?;
+        here.write_all(b"question").context("ask over TCP")?;
+        there.set_read_timeout(Some(LIMIT))?;
+        there.read_exact(&mut word).context("hear over TCP")?;
+        anyhow::ensure!(&word == b"question");
+        Ok(())
+    }
+
+    fn any(of_family: IpAddr) -> IpAddr {
+        match of_family {
+            IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+
+    /// Agents speak with each other, and the manager, which runs on the router, with each of them.
+    fn all_speak(network: &Network) -> anyhow::Result<()> {
+        let router = std::iter::once(("router", &network.router));
+        let machines = network.machines.iter();
+        let machines = machines.map(|(machine, namespace)| (machine.name.as_str(), namespace));
+        for (name, from) in router.chain(machines) {
+            for (machine, to) in &network.machines {
+                for address in machine.addresses() {
+                    let address = address.addr();
+                    say(from, to, address)
+                        .with_context(|| format!("{name} speaks with {address}"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     #[test]
-    fn every_machine_and_pod_is_reached_from_the_client() {
+    fn machines_speak_with_each_other_and_all_and_their_pods_are_reached_from_the_client() {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("skipped: network namespaces need root");
             return;
@@ -278,6 +337,7 @@ mod tests {
             for (machine, _) in &network.machines {
                 all.extend(machine.addresses().map(|address| address.addr()));
             }
+            all_speak(&network).unwrap();
             let client = &network.client;
             client
                 .inside(|| all.iter().try_for_each(|address| echo::ping(*address)))

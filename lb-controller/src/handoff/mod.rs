@@ -52,6 +52,8 @@ const WINDOW_BYTES: u32 = 512 * 1024;
 
 /// Whether connections are handed off.
 #[derive(Clone, Debug, Default, clap::Args)]
+// The name of the type is that of the programs' own options, which these are among.
+#[group(id = "handoff")]
 pub struct Options {
     /// Directory with `ca.crt`, `tls.crt` and `tls.key`, followed while they change; without it no connections are handed off.
     #[arg(long = "handoff-certificates", value_name = "DIR")]

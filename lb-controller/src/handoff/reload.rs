@@ -144,3 +144,44 @@ fn watch(directory: &Path, changed: &Arc<Notify>) -> Option<notify::RecommendedW
     let outcome = watcher.watch(directory, RecursiveMode::NonRecursive);
     outcome.ok().map(|()| watcher)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use authority::handoff::{self, Holder};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_directory_that_comes_late_is_watched_and_read() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = Holder::Agents.directory(root.path());
+        let (told, tls) = watch::channel(Tls::default());
+        let mut follower = Follower {
+            place: Place {
+                directory: directory.clone(),
+                role: Role::Agent,
+                node: "a".into(),
+            },
+            told,
+            last: None,
+        };
+        let changed = Arc::new(Notify::new());
+        assert!(watch(&directory, &changed).is_none());
+        follower.look().await;
+        let missing = format!("{} is missing;", directory.join("ca.crt").display());
+        let said = tls.borrow().fault.clone().unwrap();
+        assert!(said.starts_with(&missing), "{said}");
+
+        handoff::write(root.path(), [], SystemTime::now()).unwrap();
+        assert!(watch(&directory, &changed).is_some());
+        follower.look().await;
+        let Tls {
+            credentials,
+            fault,
+            loads,
+        } = tls.borrow().clone();
+        assert_eq!((credentials.is_some(), fault, loads), (true, None, 1));
+    }
+}

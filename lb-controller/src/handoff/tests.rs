@@ -2,6 +2,7 @@
 
 mod certs;
 mod control;
+mod deployed;
 mod files;
 mod hostile;
 mod lab;

@@ -4,13 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use authority::Usage;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use super::certs::{Authority, BOTH, Years, pem};
+use super::certs::{Authority, Years, pem};
 use super::lab::{Balancer, Lab, Owner, credentials, flow, pod, times, until, writer};
 use crate::handoff::client::Client;
 use crate::handoff::convert::{Answer, answer};
@@ -143,7 +144,7 @@ async fn those_whose_certificate_is_not_believed_do_not_come_in() {
         Role::Agent,
         &other.issue(&["agent.bowline"]),
     );
-    let expired = ours.issue_with(&["agent.bowline"], Years(2001, 2011), &BOTH);
+    let expired = ours.issue_with(&["agent.bowline"], Years(2001, 2011), Usage::Both);
     let back_then = "2005-01-01T00:00:00Z".parse().unwrap();
     let expired = Credentials::new(&pem(&[ours], &expired), Role::Agent, "", back_then).unwrap();
     let expired = Tls {

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use authority::Pair;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::certs::{Authority, Pair, pem};
+use super::certs::{Authority, pem};
 use crate::handoff::client::Client;
 use crate::handoff::counts::{Cause, ServerCounts, StreamCounts, Streams, Tally};
 use crate::handoff::dial::Dialler;

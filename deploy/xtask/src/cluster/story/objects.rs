@@ -2,8 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use authority::handoff::Files;
 use rig::cluster::plan;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// Pods of the Service `web` that a rollout replaces.
 pub(super) const WEB_PODS: u32 = 10;
@@ -120,6 +121,20 @@ pub(super) fn list(items: &[Value]) -> Value {
     json!({ "apiVersion": "v1", "kind": "List", "items": items })
 }
 
+/// A Secret with what a program reads to speak with other nodes.
+pub(super) fn certificates(namespace: &str, name: &str, files: &Files) -> Value {
+    let data: Map<_, _> = files
+        .iter()
+        .map(|(file, text)| ((*file).to_owned(), Value::from(text.as_str())))
+        .collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": { "namespace": namespace, "name": name },
+        "stringData": data,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +147,21 @@ mod tests {
             "172.30.0.130,fd00:30::1:130"
         );
         assert_eq!(web["spec"]["externalTrafficPolicy"], "Local");
+    }
+
+    #[test]
+    fn a_secret_of_certificates_has_the_files_that_programs_read() {
+        let files = [("ca.crt", "1"), ("tls.crt", "2"), ("tls.key", "3")];
+        let files = files.map(|(name, text)| (name, text.to_owned()));
+        let secret = certificates("here", "agent", &files);
+        assert_eq!(
+            secret["metadata"],
+            json!({ "namespace": "here", "name": "agent" })
+        );
+        assert_eq!(
+            secret["stringData"],
+            json!({ "ca.crt": "1", "tls.crt": "2", "tls.key": "3" })
+        );
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::kernel::Held;
 use crate::process;
 
 /// Port of the agents' metrics in `deploy/kustomize`.
-const METRICS: u16 = 6084;
+const METRICS: u16 = 6085;
 /// Our own namespace.
 pub(super) const NAMESPACE: &str = "bowline-system";
 /// No command takes longer; those that wait for something end before.

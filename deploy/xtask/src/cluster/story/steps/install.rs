@@ -1,6 +1,8 @@
 //! Puts our images and our objects into the cluster.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
+
+use authority::handoff::{Holder, Signer};
 
 use super::super::summary::Summary;
 use super::super::world::{NAMESPACE, World};
@@ -16,6 +18,7 @@ pub(in super::super) fn install(
     for archive in [&images.bowline, &images.echo] {
         world.cluster.load(archive)?;
     }
+    certify(world)?;
     let start = Instant::now();
     world.apply_directory(&process::workspace().join("deploy/kustomize"))?;
     world.kubectl("wait crd --all --for=condition=Established --timeout=30s")?;
@@ -47,4 +50,29 @@ pub(in super::super) fn install(
         status.map_or_else(|error| format!("{error:#}"), |_| String::new()),
     );
     Ok(())
+}
+
+/// The Secrets without which no connection is handed off, of an authority that signs nothing else. Those of an installation
+/// that was there stay: agents hear of others at different times, and would not believe each other in between.
+fn certify(world: &World) -> anyhow::Result<()> {
+    const SECRETS: [(&str, Holder<'static>); 2] = [
+        ("bowline-handoff-agent", Holder::Agents),
+        ("bowline-handoff-manager", Holder::Manager),
+    ];
+    let [agents, manager] = SECRETS.map(|(name, _)| name);
+    let get = format!("get secrets --namespace {NAMESPACE} {agents} {manager}");
+    if world.kubectl(&get).is_ok() {
+        return Ok(());
+    }
+    let namespace = process::workspace().join("deploy/kustomize/namespace.yaml");
+    world.kubectl(&format!("apply --server-side -f {}", namespace.display()))?;
+    let signer = Signer::new(SystemTime::now())?;
+    let secrets: anyhow::Result<Vec<_>> = SECRETS
+        .iter()
+        .map(|(name, holder)| {
+            let files = signer.files(*holder)?;
+            Ok(objects::certificates(NAMESPACE, name, &files))
+        })
+        .collect();
+    world.apply(&objects::list(&secrets?))
 }
