@@ -48,6 +48,7 @@ impl Node {
         let (maps, _programs) = bpf::open(&dir.join("control"), &sizes)?;
         let fresh = Fresh::default();
         let settings = Settings {
+            hands_off: false,
             node: objects::node_name(OWN_NODE),
             role: Role::Both,
             addresses: Vec::new(),

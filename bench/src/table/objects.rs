@@ -1,6 +1,6 @@
 //! `ServiceTable`s and a node's view for the suite.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 
 use lb_controller::api::service_table::{
@@ -102,6 +102,8 @@ pub(super) fn view() -> View {
         })
         .collect();
     View {
+        hands_off: false,
+        suspected: BTreeSet::new(),
         node: "balancer".into(),
         sender: Sender {
             node: addresses(0xffff),

@@ -269,7 +269,7 @@ impl Core {
 }
 
 /// Of a table: nodes that agree show the same.
-fn digest(spec: &crate::api::service_table::ServiceTableSpec) -> String {
+pub(super) fn digest(spec: &crate::api::service_table::ServiceTableSpec) -> String {
     use siphasher::sip::SipHasher24;
     use std::hash::Hasher;
     let mut hasher = SipHasher24::new();

@@ -6,8 +6,10 @@
 
 mod announce;
 mod apply;
+pub(super) mod handing;
 mod health;
 mod inputs;
+pub(super) mod pins;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +21,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use self::announce::Announcing;
+use self::handing::Handing;
+use self::pins::Pins;
 use self::tables::Tables;
 use super::attempt::Attempt;
 use super::chain;
@@ -68,6 +72,8 @@ pub struct Settings {
     pub pin_dir: PathBuf,
     /// Known flows of each family that there is room for; for status.
     pub flows: u32,
+    /// Connections are handed off.
+    pub hands_off: bool,
     /// Where objects come from.
     pub origin: Origin,
 }
@@ -105,6 +111,7 @@ impl Settings {
             relay: !options.no_relay,
             pin_dir: options.pin_dir.clone(),
             flows: options.flows,
+            hands_off: options.handoff.certificates.is_some(),
             origin,
         }
     }
@@ -123,6 +130,8 @@ pub(super) struct Table {
     pub(super) fault: Option<String>,
     /// Version in the maps.
     pub(super) applied: Option<u64>,
+    /// Since when the newest one waits for pins that stand in for what it forgets.
+    gated: Option<Instant>,
     pub(super) attempt: Attempt,
 }
 
@@ -173,6 +182,10 @@ pub struct Core {
     pub(super) announcing: Announcing,
     /// Carrying out who announces what.
     announce: Attempt,
+    pub(super) pins: Pins,
+    handing: Handing,
+    /// When something about pins is to be looked at.
+    pins_due: Option<Instant>,
     /// Why the node's object is not as it should be.
     node_fault: Option<String>,
     pub(super) last_list: Option<jiff::Timestamp>,
@@ -207,6 +220,7 @@ impl Core {
         let adopted = adopted.collect();
         let now = Instant::now();
         let own = view::first_of_each(settings.addresses.iter().copied());
+        let hands_off = settings.hands_off;
         Ok(Self {
             settings,
             dataplane,
@@ -236,6 +250,9 @@ impl Core {
             peer_heard: false,
             announcing: Announcing::adopt(adopted),
             announce: Attempt::default(),
+            pins: Pins::new(hands_off),
+            handing: Handing::default(),
+            pins_due: None,
             node_fault: None,
             last_list: None,
             last_apply: None,
@@ -258,6 +275,7 @@ impl Core {
         if self.may_apply(now) {
             self.apply_due(now, now + APPLY_SLICE);
         }
+        self.pins_due = self.work_pins(now);
         self.fresh.set(self.is_fresh(), monotonic_ns());
         if now >= self.drift_at {
             self.drift_at = now + DRIFT_PERIOD;
@@ -328,10 +346,15 @@ impl Core {
                     .min()
             }
         };
-        [work, self.writer.next_due(), Some(self.drift_at)]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            work,
+            self.writer.next_due(),
+            self.pins_due,
+            Some(self.drift_at),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Applied as far as it can be: what fails is reported and does not take freshness from the rest.

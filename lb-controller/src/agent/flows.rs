@@ -44,6 +44,7 @@ fn shown(record: &FlowRecord) -> Flow {
         identity,
         stage,
         idle_ticks,
+        is_reported: _,
     } = *record;
     Flow {
         client,
@@ -89,6 +90,7 @@ mod tests {
                 identity: 1,
                 stage,
                 idle_ticks: 2,
+                is_reported: false,
             };
             let flow = shown(&record);
             assert_eq!((flow.idle_seconds, flow.protocol.as_str()), (2, "TCP"));

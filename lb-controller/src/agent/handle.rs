@@ -1,15 +1,20 @@
 //! Questions to the core from other threads: a bounded queue of jobs, each run by the core between two steps.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::core::Core;
+use super::core::handing::Wanted;
+use super::core::pins::Swept;
 use super::flows;
 use crate::admin;
 use crate::dataplane::flows::Flows;
 use crate::metrics;
+use crate::model::pins::FlowKey;
 use crate::serve::{Answer, Answers, AskError, FlowsWanted};
 
 /// Questions that wait. More than that many at once come from a runaway script; they are refused and counted.
@@ -43,6 +48,19 @@ impl Handle {
             },
             queue,
         )
+    }
+
+    /// What to look for among the flows, and what is pinned.
+    pub(super) fn sweep_wanted(&self) -> Answer<(Wanted, Vec<(FlowKey, SocketAddr)>)> {
+        self.ask(|core| Ok((core.sweep_wanted(), core.own_pins())))
+    }
+
+    /// What was found there.
+    pub(super) fn swept(&self, swept: Swept) -> Answer<()> {
+        self.ask(|core| {
+            core.take_swept(swept, Instant::now());
+            Ok(())
+        })
     }
 
     /// Asks for something that the core computes.

@@ -15,13 +15,15 @@ mod cluster;
 pub mod core;
 mod flows;
 mod handle;
+mod handoff;
 pub mod stamp;
+mod sweep;
 mod view;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -36,7 +38,7 @@ use crate::api::load_balancer_node::LoadBalancerNodeSpec;
 use crate::dataplane::attach::{self, Attacher, ModeChoice};
 use crate::dataplane::bpf::{self, BpfDataplane};
 use crate::dataplane::claims::Claims;
-use crate::dataplane::flows::{Flows, IdleTimeouts, now_tick};
+use crate::dataplane::events::Events;
 use crate::dataplane::links::XdpMode as Mode;
 use crate::dataplane::load::{self, LoadError, Programs, Sizes};
 use crate::dataplane::network::{self, Network};
@@ -45,7 +47,7 @@ use crate::dataplane::stamp::StampWriter;
 use crate::liveness::{self, Gossip, Members};
 use crate::source::kubernetes::Cluster;
 use crate::source::output::Outputs;
-use crate::{admin, handoff, serve};
+use crate::{admin, serve};
 
 /// Where links and maps are pinned if not told otherwise.
 pub const PIN_DIR_DEFAULT: &str = "/sys/fs/bpf/bowline";
@@ -89,7 +91,7 @@ pub struct Options {
     pub flows: u32,
     /// Whether connections are handed off.
     #[command(flatten)]
-    pub handoff: handoff::Options,
+    pub handoff: crate::handoff::Options,
     /// Do not pass on packets of unknown flows: for control experiments only, it breaks connections.
     #[arg(long)]
     pub no_relay: bool,
@@ -110,8 +112,6 @@ pub enum XdpMode {
 pub(crate) const PREDECESSOR_WAIT: Duration = Duration::from_secs(2);
 /// How often to look whether it has.
 pub(crate) const PREDECESSOR_POLL: Duration = Duration::from_millis(20);
-/// How often idle flows are looked for: a tenth of the shortest time that ends one.
-const SWEEP_PERIOD: Duration = Duration::from_secs(12);
 /// How often the interfaces are looked at without an event: what failed there is tried again.
 const ATTACH_PERIOD: Duration = Duration::from_secs(2);
 
@@ -132,7 +132,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let stamps = stamp_thread(dataplane.open_stamp()?, fresh.clone(), stop.clone())?;
     let flows = Arc::new(dataplane.open_flows()?);
     let swept = Arc::new(AtomicU64::new(0));
-    let sweeper = tokio::spawn(sweep(Arc::clone(&flows), Arc::clone(&swept), stop.clone()));
+    let events = dataplane.open_events()?;
 
     let (wanted, wanted_nodes) = tokio::sync::watch::channel(std::collections::BTreeSet::new());
     let network = network::follow(wanted_nodes, stop.clone()).await?;
@@ -166,8 +166,12 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let gossip = liveness::spawn(&options.node, members_told, stop.clone())?;
     let (telling, told) = tokio::sync::watch::channel(core.telling());
     writers.spawn(announce::tell(told, stop.clone()));
-    let (handle, jobs) = Handle::new(Some(flows), swept);
+    let (handle, jobs) = Handle::new(Some(Arc::clone(&flows)), Arc::clone(&swept));
     let handle = Arc::new(handle);
+    let asked = Arc::clone(&core.pins.sweep);
+    let sweeper = sweep::run(flows, swept, Arc::clone(&handle), asked, stop.clone());
+    let sweeper = tokio::spawn(sweeper);
+    let streams = handoff::Streams::start(&options.handoff, &options.node, &stop);
     let mut servers = tokio::task::JoinSet::new();
     let socket = serve::listen_unix(&options.admin_socket)?;
     servers.spawn(serve::serve_unix(socket, Arc::clone(&handle), stop.clone()));
@@ -185,6 +189,8 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         gossip,
         telling,
         claims,
+        events,
+        streams,
         attacher,
         network,
         jobs,
@@ -279,25 +285,6 @@ fn stamp_thread(
     })
 }
 
-/// Ends idle flows now and then. A scan of a full table takes a while, so it is not the core's business.
-async fn sweep(flows: Arc<Flows>, total: Arc<AtomicU64>, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(SWEEP_PERIOD) => {}
-            () = stop.cancelled() => return,
-        }
-        let flows = Arc::clone(&flows);
-        let swept =
-            tokio::task::spawn_blocking(move || flows.sweep(now_tick(), &IdleTimeouts::default()))
-                .await;
-        match swept {
-            Ok(Ok(0)) | Err(_) => {}
-            Ok(Ok(swept)) => _ = total.fetch_add(swept, Ordering::Relaxed),
-            Ok(Err(error)) => tracing::warn!(%error, "idle flows can not be ended; tried again"),
-        }
-    }
-}
-
 /// The core, and where its events come from.
 struct Shell {
     core: Core,
@@ -309,6 +296,8 @@ struct Shell {
     gossip: Gossip,
     telling: tokio::sync::watch::Sender<Telling>,
     claims: Claims,
+    events: Events,
+    streams: handoff::Streams,
     attacher: Attacher,
     network: Network,
     jobs: mpsc::Receiver<Job>,
@@ -351,6 +340,8 @@ impl Shell {
                 Ok(()) = self.network.links.changed() => self.attach(),
                 Ok(()) = self.network.next_hops.changed() => self.hops(),
                 Some(job) = self.jobs.recv() => job(&mut self.core),
+                reported = self.events.next() => self.core.take_events(&reported),
+                Some(arrival) = self.streams.arrivals.recv() => self.core.take_arrival(arrival, Instant::now()),
                 events = feed.next() => self.core.take_objects(events, Instant::now()),
                 () = tokio::time::sleep_until(wake.min(now + ATTACH_PERIOD).into()) => {
                     self.attach();
@@ -374,6 +365,7 @@ impl Shell {
 
     /// Tells the other agents and the network what they need to know, if it has changed.
     fn tell_others(&mut self) {
+        self.streams.tell(&self.core);
         let members = self.core.members();
         self.members.send_if_modified(|told| {
             let is_new = *told != members;
@@ -409,6 +401,7 @@ impl Shell {
             self.core
                 .watch_state(directory.error().map(ToString::to_string));
             let wake = self.core.work(now);
+            self.tell_others();
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Ok(()),
@@ -416,6 +409,9 @@ impl Shell {
                 Ok(()) = self.network.links.changed() => self.attach(),
                 Ok(()) = self.network.next_hops.changed() => self.hops(),
                 Some(job) = self.jobs.recv() => job(&mut self.core),
+                Ok(()) = self.gossip.liveness.changed() => self.hear_others(),
+                reported = self.events.next() => self.core.take_events(&reported),
+                Some(arrival) = self.streams.arrivals.recv() => self.core.take_arrival(arrival, Instant::now()),
                 () = tokio::time::sleep_until(wake.min(now + ATTACH_PERIOD).into()) => self.attach(),
             }
         }

@@ -150,6 +150,7 @@ pub(super) fn of(core: &Core, secrets: &ClusterSecrets) -> View {
             geneve_port: abi::GENEVE_PORT,
         },
         nodes: nodes.collect(),
+        hands_off: core.settings.hands_off,
         suspected: suspected(&core.announcing.liveness),
     }
 }
@@ -174,6 +175,7 @@ pub(super) fn nobody(node: &str) -> View {
         node: node.into(),
         sender,
         nodes: HashMap::new(),
+        hands_off: false,
         suspected: BTreeSet::new(),
     }
 }

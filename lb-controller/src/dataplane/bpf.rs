@@ -13,6 +13,7 @@ use lb_ebpf::abi::{self, ROWS_PER_ELEMENT, map};
 use lb_ebpf::wire::{Addr6, Be32};
 
 use super::claims::Claims;
+use super::events::{Events, EventsError};
 use super::flows::Flows;
 use super::load::{self, LoadError, Programs, Sizes};
 use super::mapping::Mapping;
@@ -146,6 +147,11 @@ impl BpfDataplane {
     /// A handle on the claims of others to VIPs.
     pub fn open_claims(&self) -> Result<Claims, PinError> {
         Claims::open(&self.pins)
+    }
+
+    /// The programs' reports. Needs a tokio runtime.
+    pub fn open_events(&self) -> Result<Events, EventsError> {
+        Events::open(&self.pins)
     }
 
     /// A handle on the agent's sign of life.

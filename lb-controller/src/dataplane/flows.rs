@@ -5,7 +5,9 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use lb_ebpf::abi::{self, FirstPod, Flow, HalfOpen, Plain, Tuple, flow_state, map};
+use lb_ebpf::abi::{
+    self, FirstPod, Flow, HalfOpen, Plain, Tuple, flow_flag, flow_state, map, mark,
+};
 use lb_ebpf::wire::{Addr6, Be32};
 use nix::time::{ClockId, clock_gettime};
 
@@ -13,6 +15,8 @@ use super::ApplyError;
 use super::pin::{PinDir, PinError};
 use super::sys::More;
 use super::table::HashTable;
+use crate::model::op::PinKey;
+use crate::model::pins::FlowKey;
 
 /// TCP over IP.
 pub const TCP: u8 = 6;
@@ -90,6 +94,16 @@ pub struct FlowRecord {
     pub stage: Stage,
     /// Ticks since the last packet of either side.
     pub idle_ticks: u32,
+    /// The programs have said that it must be pinned.
+    pub is_reported: bool,
+}
+
+impl FlowRecord {
+    /// Whether packets of it may still come: a half-open flow that nothing came of is only forgotten when its place is
+    /// wanted.
+    pub fn is_open(&self) -> bool {
+        self.stage != Stage::HalfOpen || self.idle_ticks <= abi::HALF_OPEN_IDLE_TICKS
+    }
 }
 
 /// How far a flow has come.
@@ -181,26 +195,55 @@ where
                 client: flow.client,
                 pod: flow.pod,
             };
-            let vip = SocketAddr::new(flow.vip.ip(), flow.vip_port.get());
-            more = visit(record(key, vip, flow.identity, stage, now_tick, flow.seen));
+            more = visit(known_record(key, flow, stage, now_tick));
             more
         })?;
         if more == More::No {
             return Ok(more);
         }
         self.half_open.scan(|key, flow| {
-            let vip = SocketAddr::new(flow.vip.ip(), flow.vip_port.get());
-            more = visit(record(
-                key,
-                vip,
-                flow.identity,
-                Stage::HalfOpen,
-                now_tick,
-                flow.seen,
-            ));
+            more = visit(half_open_record(key, flow, now_tick));
             more
         })?;
         Ok(more)
+    }
+
+    /// Whether packets of a flow may still come.
+    fn is_open(&self, key: &Tuple<A>, now_tick: u32) -> Result<bool, ApplyError> {
+        if self.flows.get(key)?.is_some() {
+            return Ok(true);
+        }
+        let half_open = self.half_open.get(key)?;
+        Ok(half_open.is_some_and(|flow| half_open_record(key, &flow, now_tick).is_open()))
+    }
+}
+
+fn known_record<A: Address>(
+    key: &Tuple<A>,
+    flow: &Flow<A>,
+    stage: Stage,
+    now_tick: u32,
+) -> FlowRecord {
+    let vip = SocketAddr::new(flow.vip.ip(), flow.vip_port.get());
+    FlowRecord {
+        is_reported: flow.flags & (flow_flag::DEVIATION | flow_flag::TRACK) != 0,
+        ..record(key, vip, flow.identity, stage, now_tick, flow.seen)
+    }
+}
+
+fn half_open_record<A: Address>(key: &Tuple<A>, flow: &HalfOpen<A>, now_tick: u32) -> FlowRecord {
+    let vip = SocketAddr::new(flow.vip.ip(), flow.vip_port.get());
+    FlowRecord {
+        // One that nobody has answered yet is no flow, and may never become one.
+        is_reported: flow.answers > 0 && flow.mark & mark::REPORTED != 0,
+        ..record(
+            key,
+            vip,
+            flow.identity,
+            Stage::HalfOpen,
+            now_tick,
+            flow.seen,
+        )
     }
 }
 
@@ -224,6 +267,7 @@ fn record<A: Address>(
             .cast_signed()
             .max(0)
             .cast_unsigned(),
+        is_reported: false,
     }
 }
 
@@ -284,6 +328,22 @@ impl Flows {
             self.v6.list(now, &mut visit)?;
         }
         Ok(())
+    }
+
+    /// Whether packets of a flow of a client and a pod may still come.
+    pub fn is_open(
+        &self,
+        protocol: u8,
+        client: SocketAddr,
+        pod: SocketAddr,
+    ) -> Result<bool, ApplyError> {
+        let now = now_tick();
+        // The same two ends, named as a pinned flow is.
+        match FlowKey::new(protocol, client, pod).map(|key| key.tuple()) {
+            Ok(PinKey::V4(key)) => self.v4.is_open(&key, now),
+            Ok(PinKey::V6(key)) => self.v6.is_open(&key, now),
+            Err(_) => Ok(false),
+        }
     }
 
     /// How many flows are known, by the identity of their pod; for status, metrics and later for retirement.

@@ -5,6 +5,11 @@ pub mod attach;
 pub mod bpf;
 pub mod claims;
 mod egress;
+#[expect(
+    unsafe_code,
+    reason = "a file descriptor that is waited for; the block names who keeps it open"
+)]
+pub mod events;
 pub mod fake;
 pub mod faulty;
 pub mod flows;

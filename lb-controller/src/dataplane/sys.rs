@@ -102,6 +102,17 @@ pub(super) fn lookup_and_delete<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K
     read_element(cmd::MAP_LOOKUP_AND_DELETE_ELEM, map, key)
 }
 
+/// The value in bytes that the kernel has handed out, of any alignment; zero in place of those that are missing.
+pub(super) fn value_of<V: Plain>(bytes: &[u8]) -> V {
+    let mut value = MaybeUninit::<V>::zeroed();
+    let len = bytes.len().min(size_of::<V>());
+    // SAFETY: `len` is at most the size of either; every bit pattern of a `Plain` type is valid, zeroes included.
+    unsafe {
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), value.as_mut_ptr().cast::<u8>(), len);
+        value.assume_init()
+    }
+}
+
 fn read_element<K: Plain, V: Plain>(command: u32, map: BorrowedFd<'_>, key: &K) -> io::Result<V> {
     let mut value = MaybeUninit::<V>::zeroed();
     bpf(

@@ -16,7 +16,7 @@ pub mod convert;
 mod copying;
 pub mod counts;
 mod crew;
-mod dial;
+pub mod dial;
 pub mod joiner;
 mod link;
 pub mod manager;

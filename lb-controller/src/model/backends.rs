@@ -33,6 +33,8 @@ pub struct View {
     pub sender: Sender,
     /// All other nodes by name.
     pub nodes: HashMap<Arc<str>, NodeView>,
+    /// Connections are handed off, so that flows can be pinned.
+    pub hands_off: bool,
     /// Those of them that seem to be down: their pods get no first packets and are asked last. They are not dead.
     pub suspected: BTreeSet<Arc<str>>,
 }

@@ -96,14 +96,24 @@ impl Finder {
     /// Whether packets of a flow find a pod, in whatever order they ask: suspicion of a node changes the order. Under policy
     /// Local every node has rows of its own, so nothing can be said.
     pub fn is_findable(&self, flow: &FlowKey, pod: &PinnedPod) -> bool {
+        self.finds(flow, pod.identity(), pod.address)
+    }
+
+    /// The same for a pod that is known by its identity only.
+    pub fn finds(&self, flow: &FlowKey, identity: u32, address: IpAddr) -> bool {
         if self.policy == api::TrafficPolicy::Local {
             return false;
         }
         let found = self.candidates(flow);
         found.len() <= CANDIDATES_MAX
-            && found.iter().any(|found| {
-                found.identity() == pod.identity() && found.candidate.address == pod.address
-            })
+            && found
+                .iter()
+                .any(|found| found.identity() == identity && found.candidate.address == address)
+    }
+
+    /// Whether a flow is one of this Service.
+    pub fn is_about(&self, flow: &FlowKey) -> bool {
+        self.vips.contains(&flow.vip().ip())
     }
 
     /// The group of a flow's VIP and port, with its rows and the place of the port.

@@ -154,7 +154,7 @@ impl Installed {
     /// Turns a table into ids: every candidate gets its backend id, which stays its own while anything names it.
     pub fn decode(&mut self, spec: &ServiceTableSpec) -> Result<Service, PlanError> {
         let mut entries = Vec::new();
-        let flags = flags(spec);
+        let flags = flags(spec, self.view.hands_off);
         for group in table::decode(spec)? {
             let slots = &match spec.traffic_policy {
                 TrafficPolicy::Cluster => group.slots,
@@ -240,13 +240,15 @@ fn cells(slots: &Slots, ids: &[u32], substitutes: &Substitutes<'_>) -> Vec<u32> 
 }
 
 /// What packets of a Service must be looked at for.
-fn flags(spec: &ServiceTableSpec) -> u32 {
+fn flags(spec: &ServiceTableSpec, hands_off: bool) -> u32 {
     let ranges = match spec.source_ranges.as_slice() {
         [] => 0,
         [..] => service_flag::SOURCE_RANGES,
     };
     let policy = match spec.traffic_policy {
         TrafficPolicy::Cluster => 0,
+        // Rows differ from node to node, so nobody can find a flow by them.
+        TrafficPolicy::Local if hands_off => service_flag::LOCAL_POLICY | service_flag::TRACK_ALL,
         TrafficPolicy::Local => service_flag::LOCAL_POLICY,
     };
     ranges | policy

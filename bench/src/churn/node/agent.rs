@@ -1,7 +1,7 @@
 //! A node's agent without its shell: the model's plans carried out on the node's maps. When it hears of something, and
 //! whether it lives, is the simulator's business.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use anyhow::Context as _;
 use lb_controller::api::service_table::ServiceTableSpec;
@@ -167,6 +167,8 @@ fn view(node: NodeId, api: &Api) -> View {
         })
         .collect();
     View {
+        hands_off: false,
+        suspected: BTreeSet::new(),
         node: api::name(node).into(),
         sender: Sender {
             node: addresses(node),

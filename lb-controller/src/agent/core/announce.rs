@@ -73,15 +73,26 @@ impl Core {
                 .map(|(node, peer)| (Arc::clone(node), peer.state.forwards()))
                 .collect()
         };
-        let before = &self.announcing.liveness;
-        if states(before) != states(&liveness) || before.settled != liveness.settled {
+        let before = Arc::clone(&self.announcing.liveness);
+        if states(&before) != states(&liveness) || before.settled != liveness.settled {
             self.choose_again(now);
         }
         self.peer_heard = liveness
             .peers
             .values()
             .any(|peer| peer.state == crate::liveness::State::Alive);
+        let suspected = (view::suspected(&before), view::suspected(&liveness));
         self.announcing.liveness = liveness;
+        let changed: BTreeSet<_> = suspected
+            .0
+            .symmetric_difference(&suspected.1)
+            .cloned()
+            .collect();
+        if !changed.is_empty() {
+            tracing::info!(suspected = ?suspected.1, "other nodes seem to be down, or do no more");
+            self.suspect(&changed, now);
+            self.look_for_streams(now);
+        }
     }
 
     /// Takes in who claims VIPs on the wire.
@@ -101,16 +112,11 @@ impl Core {
         let Some(secrets) = self.secrets.as_ref().filter(|_| self.announcing.takes_part) else {
             return Members::default();
         };
-        let nodes = self.index.balancers().filter_map(|balancer| {
-            let name = balancer.metadata.name.as_deref()?;
-            let addresses = view::first_of_each(balancer.spec.addresses.iter().copied());
-            self.index.has_node(name).then(|| (name.into(), addresses))
-        });
         Members {
             own: self.own,
             key: Some(secrets.gossip),
             secret: secret::encap_secret(secrets.encap),
-            nodes: nodes.take(MEMBERS_MAX).collect(),
+            nodes: self.agents().into_iter().take(MEMBERS_MAX).collect(),
         }
     }
 

@@ -1,10 +1,13 @@
 //! What is done to the maps, in the order that [`super`] says. Each step starts from what was recorded, so it can be
 //! repeated after any failure.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Core, Table, view};
 use crate::agent::chain;
+use crate::api::service_table::ServiceTableSpec;
 use crate::dataplane::{ApplyError, Contents};
 use crate::model::op::Op;
 use crate::model::plan;
@@ -34,6 +37,11 @@ impl Core {
             let Some(mut table) = self.tables.take(&named) else {
                 continue;
             };
+            if let Some(again) = self.gate_table(&mut table, now) {
+                table.attempt.due = Some(again);
+                self.tables.put(named, table);
+                continue;
+            }
             let started = Instant::now();
             let was_applied = table.applied.is_some();
             let outcome = self.apply_table(&mut table);
@@ -65,10 +73,11 @@ impl Core {
             }
             return Ok(());
         };
-        let decoded = match table.decoded.take() {
+        let mut decoded = match table.decoded.take() {
             Some(decoded) => decoded,
             None => self.installed.decode(spec).map_err(|error| chain(&error))?,
         };
+        decoded.streams_up = self.streams_up(&spec.nodes);
         let decoded = &*table.decoded.insert(decoded);
         let ops = self
             .installed
@@ -83,8 +92,63 @@ impl Core {
                 "table applied"
             );
             table.applied = Some(spec.version);
+            self.report_applied(table);
         }
         Ok(())
+    }
+
+    /// When to look again at a version that may not be applied yet; none if it may.
+    fn gate_table(&self, table: &mut Table, now: Instant) -> Option<Instant> {
+        let Table { spec, gated, .. } = table;
+        self.gate_of(spec.as_ref()?, gated, now)
+    }
+
+    /// Has the tables looked at again that depend on something else than their own changes.
+    pub(super) fn tables_again(&mut self, now: Instant, which: impl Fn(&ServiceTableSpec) -> bool) {
+        let tables = self.tables.iter();
+        let concerned = tables.filter(|(_, table)| table.spec.as_ref().is_some_and(&which));
+        let concerned: Vec<_> = concerned.map(|(named, _)| named.clone()).collect();
+        for named in concerned {
+            if let Some(mut table) = self.tables.take(&named) {
+                table.attempt.want(now);
+                self.tables.put(named, table);
+            }
+        }
+    }
+
+    /// Pins have come that versions may have waited for.
+    pub(super) fn tables_wait_no_more(&mut self, now: Instant) {
+        let waiting = self
+            .tables
+            .iter()
+            .filter(|(_, table)| table.gated.is_some());
+        let waiting: Vec<_> = waiting.map(|(named, _)| named.clone()).collect();
+        for named in waiting {
+            if let Some(mut table) = self.tables.take(&named) {
+                table.attempt.due = Some(now);
+                self.tables.put(named, table);
+            }
+        }
+    }
+
+    /// Other nodes are suspected than before: slots with pods there deviate, or do no more.
+    pub(super) fn suspect(&mut self, changed: &BTreeSet<Arc<str>>, now: Instant) {
+        let tables = self.tables.iter();
+        let concerned = tables.filter(|(_, table)| {
+            let nodes = table.spec.iter().flat_map(|spec| &spec.nodes);
+            nodes
+                .into_iter()
+                .any(|node| changed.contains(node.as_str()))
+        });
+        let concerned: Vec<_> = concerned.map(|(named, _)| named.clone()).collect();
+        for named in concerned {
+            if let Some(mut table) = self.tables.take(&named) {
+                table.decoded = None;
+                table.attempt.want(now);
+                self.tables.put(named, table);
+            }
+        }
+        self.common.want(now);
     }
 
     /// Brings the maps in line with what all Services share.
@@ -147,6 +211,10 @@ impl Core {
             self.apply(&stale)?;
         }
         self.apply_locals()?;
+        let idle = self.installed.plan_pin_flags();
+        self.apply(&idle)?;
+        let orphans = self.pins_of_nobody();
+        self.apply(&orphans)?;
         let unnamed = self.installed.collect(self.decoded());
         self.apply(&unnamed)
     }

@@ -105,6 +105,12 @@ impl Core {
                 );
             }
         }
+        if let Some(fault) = &self.pins.fault {
+            add(
+                format!("pins of node {}", self.settings.node),
+                &format!("{fault}; flows that are not pinned may be lost with later changes"),
+            );
+        }
         for interface in &self.interfaces {
             if let Some(problem) = &interface.problem {
                 add(format!("interface {}", interface.name), problem);

@@ -206,6 +206,7 @@ impl Bench {
 
 fn agent(manifests: &Path, maps: &Shared) -> Core {
     let settings = Settings {
+        hands_off: false,
         node: "n1".to_owned(),
         role: Role::Both,
         addresses: Vec::new(),

@@ -113,6 +113,7 @@ impl<D: Dataplane + 'static> Scene<D> {
     fn new(maps: D) -> Self {
         let maps = Shared::over(maps);
         let settings = Settings {
+            hands_off: false,
             node: "n1".to_owned(),
             role: Role::Both,
             addresses: Vec::new(),

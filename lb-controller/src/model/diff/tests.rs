@@ -59,6 +59,7 @@ fn view() -> View {
             geneve_port: 6081,
         },
         nodes: HashMap::from([("far".into(), far)]),
+        hands_off: false,
         suspected: BTreeSet::new(),
     }
 }

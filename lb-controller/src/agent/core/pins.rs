@@ -1,0 +1,594 @@
+//! Pins: those that this node wants for flows of its own pods, and those of all nodes in its maps.
+//!
+//! ```text
+//! reports, sweep ─▶ Outbox (this node's own) ─▶ streams to others
+//!                                            └▶ Receiver ─▶ maps      a node is its own balancer, the first to know
+//! streams of others ─────────────────────────▶ Receiver ─▶ maps ─▶ acknowledgement
+//! ```
+//!
+//! What the maps held when the agent started stays until its writer has said anew what it wants; this node's own is what it still
+//! has a pod and a flow for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use lb_ebpf::abi::Event;
+use tokio::sync::Notify;
+
+use super::{Core, Origin, chain, view};
+use crate::dataplane::flows::FlowRecord;
+use crate::handoff::counts::{Streams, Tally};
+use crate::handoff::message::{Hello, Reason, Refused};
+use crate::handoff::outbox::Outbox;
+use crate::handoff::server::CopyAnswer;
+use crate::handoff::{Nodes, Others, RECORDS_MAX};
+use crate::liveness::State;
+use crate::model::endpoint::is_alive;
+use crate::model::freshness::{self, Stream};
+use crate::model::gate::{Gate, Known, gate};
+use crate::model::op::{Op, PinKey};
+use crate::model::pins::{
+    Batch, FlowKey, Incarnation, Message, PinOp, PinnedPod, Position, Receiver, Snapshot, Writer,
+};
+use crate::model::plan::address_of;
+use crate::model::secret::identity;
+use crate::model::template::NodeAddresses;
+
+/// How often a version is looked at again that waits for pins.
+const GATE_POLL: Duration = Duration::from_millis(20);
+/// How long a version waits for pins at most: an owner that never brings them must not hold up all changes here.
+const GATE_WAIT: Duration = freshness::STREAMS_WAIT;
+
+/// What is known about pins.
+pub(in crate::agent) struct Pins {
+    /// Connections are handed off.
+    pub(super) is_on: bool,
+    /// This node's own; none before it is known what was pinned when the agent started.
+    pub(super) outbox: Option<Arc<Outbox>>,
+    pub(super) receiver: Receiver,
+    /// What the receiver has answered and the maps do not hold yet: until they do, nothing is acknowledged.
+    undone: Vec<PinOp>,
+    /// Streams of other nodes.
+    writers: BTreeMap<Arc<str>, Writing>,
+    /// Nodes whose pins are not all here, and are waited for.
+    missing: BTreeSet<Arc<str>>,
+    /// When one of them is given up.
+    missing_until: Option<Instant>,
+    /// How the streams to others are.
+    pub(in crate::agent) streams: Tally<Streams>,
+    /// Wakes who looks through the flows.
+    pub(in crate::agent) sweep: Arc<Notify>,
+    /// Flows that could not be pinned, since there are as many as there may be.
+    pub(super) refused: u64,
+    /// Why the last could not.
+    pub(super) fault: Option<String>,
+}
+
+/// The stream of another node.
+struct Writing {
+    /// Since when it is waited for: when the node came, the stream ended, or this agent started.
+    since: Instant,
+    /// Where the writer was when it began; none while there is no stream.
+    greeted: Option<Position>,
+}
+
+impl Pins {
+    pub(super) fn new(is_on: bool) -> Self {
+        Self {
+            is_on,
+            outbox: None,
+            receiver: Receiver::default(),
+            undone: Vec::new(),
+            writers: BTreeMap::new(),
+            missing: BTreeSet::new(),
+            missing_until: None,
+            streams: Tally::default(),
+            sweep: Arc::default(),
+            refused: 0,
+            fault: None,
+        }
+    }
+
+    /// How a node's stream is.
+    fn stream(&self, node: &Arc<str>, is_down: bool, started: Instant) -> Stream {
+        match self.writers.get(node) {
+            Some(Writing {
+                greeted: Some(written),
+                ..
+            }) if self.receiver.position(node) >= Some(*written) => Stream::Complete,
+            _ if is_down => Stream::Down,
+            Some(writing) => Stream::Awaited(writing.since),
+            None => Stream::Awaited(started),
+        }
+    }
+
+    /// How far this node's own pins are; none before they are known.
+    pub(in crate::agent) fn written(&self) -> Option<Position> {
+        self.outbox
+            .as_ref()
+            .map(|outbox| outbox.with(|writer| writer.position()))
+    }
+}
+
+/// Flows that somebody has looked through.
+#[derive(Debug, Default)]
+pub(in crate::agent) struct Swept {
+    /// Those that must be pinned.
+    pub(in crate::agent) found: Vec<FlowRecord>,
+    /// Pinned ones that have ended.
+    pub(in crate::agent) ended: Vec<FlowKey>,
+    /// Proposals that were looked at.
+    pub(in crate::agent) proposals: Vec<u64>,
+}
+
+impl Core {
+    /// This node's pins, once it is known what was pinned when the agent started.
+    pub fn outbox(&self) -> Option<Arc<Outbox>> {
+        self.pins.outbox.clone()
+    }
+
+    /// Other nodes that have an agent.
+    pub(in crate::agent) fn agents(&self) -> BTreeMap<Arc<str>, NodeAddresses> {
+        let own = self.settings.node.as_str();
+        let all: Vec<(Arc<str>, NodeAddresses)> = match self.settings.origin {
+            Origin::Directory { .. } => {
+                let nodes = self.index.nodes();
+                let named = nodes.filter_map(|node| Some((node.metadata.name.as_deref()?, node)));
+                named
+                    .map(|(name, node)| (name.into(), view::addresses(node)))
+                    .collect()
+            }
+            Origin::Cluster => {
+                let balancers = self.index.balancers().filter_map(|balancer| {
+                    let name = balancer.metadata.name.as_deref()?;
+                    let addresses = balancer.spec.addresses.iter().copied();
+                    let addresses = view::first_of_each(addresses);
+                    self.index.has_node(name).then(|| (name.into(), addresses))
+                });
+                balancers.collect()
+            }
+        };
+        all.into_iter()
+            .filter(|(name, addresses)| **name != *own && *addresses != NodeAddresses::default())
+            .collect()
+    }
+
+    /// This node and the others, for who listens.
+    pub(in crate::agent) fn handoff_nodes(&self) -> Nodes {
+        Nodes {
+            own: self.own,
+            nodes: self.agents(),
+        }
+    }
+
+    /// Who is told this node's pins.
+    pub(in crate::agent) fn handoff_balancers(&self) -> Others {
+        let is_owner_only = |name: &str| {
+            let balancer = self
+                .index
+                .balancers()
+                .find(|balancer| balancer.metadata.name.as_deref() == Some(name));
+            balancer.is_some_and(|balancer| {
+                balancer.spec.role == crate::api::load_balancer_node::NodeRole::Owner
+            })
+        };
+        let mut others = self.agents();
+        others.retain(|name, _| !is_owner_only(name));
+        others
+    }
+
+    /// Does what is due about pins, and says when something will be.
+    pub(super) fn work_pins(&mut self, now: Instant) -> Option<Instant> {
+        if !self.pins.is_on || !self.listed || !self.configured {
+            return None;
+        }
+        if self.pins.outbox.is_none()
+            && let Err(error) = self.start_pins(now)
+        {
+            self.pins.fault = Some(chain(&error));
+            return Some(now + GATE_POLL);
+        }
+        self.carry_out(now);
+        self.look_for_streams(now);
+        let handoffs = self.answer_handoffs(now);
+        [handoffs, self.pins.missing_until]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Takes over what the maps have pinned, and begins to tell this node's own.
+    fn start_pins(&mut self, now: Instant) -> Result<(), crate::dataplane::ApplyError> {
+        let own: Arc<str> = self.settings.node.as_str().into();
+        let mut names: BTreeMap<IpAddr, Arc<str>> = BTreeMap::new();
+        for (name, node) in &self.installed.view().nodes {
+            for address in view::list(node.addresses) {
+                names.insert(address, Arc::clone(name));
+            }
+        }
+        let mut kept = BTreeMap::new();
+        let mut orphans = Vec::new();
+        let mut inherited = Vec::new();
+        for (key, places) in self.installed.pinned() {
+            let key = FlowKey::of_tuple(key);
+            let mut writers = Vec::new();
+            for (id, node) in places {
+                let writer = match node {
+                    None => Some(Arc::clone(&own)),
+                    Some(address) => names.get(&address).cloned(),
+                };
+                if let Some(writer) = writer {
+                    if writer == own
+                        && let Some(pod) = self.pod_of_backend(id)
+                    {
+                        kept.insert(key, pod);
+                    }
+                    writers.push((writer, id));
+                }
+            }
+            if writers.is_empty() {
+                orphans.push(key);
+            } else {
+                inherited.push((key, writers));
+            }
+        }
+        for key in orphans {
+            // Nobody will ever say whether it is still wanted: its node is gone, and its pod with it.
+            self.apply(&[Op::RemovePin { key: key.tuple() }])?;
+        }
+        for (key, writers) in inherited {
+            self.pins.receiver.inherit(key, writers);
+        }
+        let incarnation = Incarnation(Timestamp::now().as_millisecond().cast_unsigned());
+        tracing::info!(
+            incarnation = incarnation.0,
+            own = kept.len(),
+            all = self.installed.pins(),
+            "pins are handed off from here on"
+        );
+        self.pins.outbox = Some(Outbox::new(Writer::new(incarnation, kept)));
+        for node in self.agents().into_keys() {
+            self.pins.await_stream(node, now);
+        }
+        self.follow_own();
+        Ok(())
+    }
+
+    /// The pod behind a backend of this node, if it lives.
+    fn pod_of_backend(&self, id: crate::model::op::BackendId) -> Option<PinnedPod> {
+        let (_, port, _) = self.installed.backends().find(|(other, ..)| *other == id)?;
+        self.own_pod(SocketAddr::new(port.address, port.port), port.identity)
+    }
+
+    /// The living pod of this node at an address and port, if it is that identity.
+    pub(super) fn own_pod(&self, at: SocketAddr, wanted: u32) -> Option<PinnedPod> {
+        let pod = |uid: &str| PinnedPod {
+            uid: uid.into(),
+            node: self.settings.node.as_str().into(),
+            address: at.ip().to_canonical(),
+            port: at.port(),
+        };
+        let key = pod("").local_key();
+        let backend = self.installed.local_backend(&key, wanted)?;
+        if let Some((uid, _)) = self.installed.whereabouts(backend) {
+            return Some(pod(uid));
+        }
+        // No table names it any more, or none has been read yet.
+        let living = self.index.pods().filter(|pod| is_alive(pod));
+        let mut uids = living.filter_map(|pod| pod.metadata.uid.as_deref());
+        uids.find(|uid| identity(uid, at.port()) == wanted).map(pod)
+    }
+
+    /// The programs have reported flows that must be pinned.
+    pub fn take_events(&mut self, events: &[Event]) {
+        for event in events {
+            let end = |address, port: lb_ebpf::wire::Be16| {
+                SocketAddr::new(address_of(address), port.get())
+            };
+            let client = end(event.client, event.ports.src);
+            let vip = end(event.vip, event.ports.dst);
+            let pod = end(event.pod, event.pod_port);
+            self.pin(event.proto, client, vip, pod, event.identity);
+        }
+        self.follow_own();
+    }
+
+    /// Pins a flow of one of this node's pods. That of a dead one needs no pin.
+    fn pin(&mut self, protocol: u8, client: SocketAddr, vip: SocketAddr, pod: SocketAddr, of: u32) {
+        let Some(outbox) = self.pins.outbox.clone() else {
+            // The sweep finds it.
+            return;
+        };
+        let (Ok(key), Some(pod)) = (FlowKey::new(protocol, client, vip), self.own_pod(pod, of))
+        else {
+            return;
+        };
+        if let Err(full) = outbox.with(|writer| writer.pin(key, pod)) {
+            self.pins.refused += 1;
+            self.pins.fault = Some(full.to_string());
+        }
+    }
+
+    /// Takes in what a look through the flows has found.
+    pub(in crate::agent) fn take_swept(&mut self, swept: Swept, now: Instant) {
+        let Some(outbox) = self.pins.outbox.clone() else {
+            return;
+        };
+        let refused = self.pins.refused;
+        for flow in &swept.found {
+            self.pin(
+                flow.protocol,
+                flow.client,
+                flow.vip,
+                flow.pod,
+                flow.identity,
+            );
+        }
+        outbox.with(|writer| {
+            for key in &swept.ended {
+                writer.unpin(key);
+            }
+        });
+        self.follow_own();
+        let is_full = self.pins.refused > refused;
+        self.handed_off(&swept.proposals, is_full);
+        if !is_full {
+            self.pins.fault = None;
+        }
+        self.carry_out(now);
+    }
+
+    /// What this node's own streams say to its own maps.
+    fn follow_own(&mut self) {
+        let own: Arc<str> = self.settings.node.as_str().into();
+        let Some(outbox) = self.pins.outbox.clone() else {
+            return;
+        };
+        loop {
+            let at = self.pins.receiver.position(&own);
+            let messages = match outbox.with(|writer| writer.read(at, RECORDS_MAX)) {
+                Batch::Nothing => break,
+                Batch::Records(message) => vec![message],
+                Batch::Snapshot(snapshot) => snapshot.messages(RECORDS_MAX).collect(),
+            };
+            for message in messages {
+                let taken = self.pins.receiver.take(&own, message);
+                self.pins.undone.extend(taken.ops);
+                if let Some(refusal) = taken.refused {
+                    // As many as there may be here; the others have been told all the same.
+                    self.pins.fault = Some(refusal.to_string());
+                    return self.carry_out(Instant::now());
+                }
+            }
+        }
+        self.carry_out(Instant::now());
+    }
+
+    /// Brings the maps in line with the receiver.
+    fn carry_out(&mut self, now: Instant) {
+        let undone = std::mem::take(&mut self.pins.undone);
+        let mut left = undone.into_iter();
+        while let Some(op) = left.next() {
+            let outcome = self.installed.plan_pin(&op).map_err(|error| chain(&error));
+            let outcome = outcome.and_then(|ops| {
+                let frees = ops.iter().any(|op| matches!(op, Op::RemovePin { .. }));
+                self.apply(&ops).map_err(|error| chain(&error))?;
+                Ok(frees)
+            });
+            match outcome {
+                Ok(true) => self.collect_soon(now),
+                Ok(false) => {}
+                Err(error) => {
+                    self.pins.fault = Some(error);
+                    self.pins.undone = std::iter::once(op).chain(left).collect();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A writer's stream begins. The answer is what the maps hold of its pins; none: not now.
+    pub(super) fn hear_hello(
+        &mut self,
+        writer: &Arc<str>,
+        hello: &Hello,
+        now: Instant,
+    ) -> Option<Option<Position>> {
+        self.pins.outbox.as_ref()?;
+        self.carry_out(now);
+        if !self.pins.undone.is_empty() {
+            return None;
+        }
+        let greeted = Some(hello.position);
+        let writing = Writing {
+            since: now,
+            greeted,
+        };
+        self.pins.writers.insert(Arc::clone(writer), writing);
+        self.look_for_streams(now);
+        Some(self.pins.receiver.position(writer))
+    }
+
+    /// A writer says something. The answer is what the maps hold of its pins now; none: not now.
+    pub(super) fn hear(
+        &mut self,
+        writer: &Arc<str>,
+        message: Message,
+        now: Instant,
+    ) -> Option<Result<Option<Position>, Refused>> {
+        self.pins.outbox.as_ref()?;
+        let taken = self.pins.receiver.take(writer, message);
+        self.pins.undone.extend(taken.ops);
+        self.carry_out(now);
+        if !self.pins.undone.is_empty() {
+            return None;
+        }
+        self.look_for_streams(now);
+        self.tables_wait_no_more(now);
+        match &taken.refused {
+            Some(refusal) => {
+                let refused = Refused::from(refusal);
+                if refused.reason == Reason::Full {
+                    self.pins.fault = Some(refused.sentence.clone());
+                }
+                Some(Err(refused))
+            }
+            None => Some(Ok(self.pins.receiver.position(writer))),
+        }
+    }
+
+    /// A writer's stream has ended.
+    pub(super) fn hear_end(&mut self, writer: &Arc<str>, now: Instant) {
+        self.pins.await_stream(Arc::clone(writer), now);
+        self.look_for_streams(now);
+    }
+
+    /// The next writer's pins after one, for a node that joins.
+    pub(super) fn copy(&self, after: Option<&Arc<str>>) -> CopyAnswer {
+        if self.pins.outbox.is_none() {
+            return Err("this node does not know all pins itself yet".to_owned());
+        }
+        let mut writers = self.pins.receiver.positions();
+        let next = writers.find(|(writer, _)| after.is_none_or(|after| *writer > after));
+        Ok(next.map(|(writer, position)| {
+            let pins = self.pins.receiver.pins_of(writer).into_iter().collect();
+            (Arc::clone(writer), Snapshot { position, pins })
+        }))
+    }
+
+    /// Finds out whose pins are missing; Services with pods there must know.
+    pub(super) fn look_for_streams(&mut self, now: Instant) {
+        if !self.pins.is_on {
+            return;
+        }
+        let liveness = Arc::clone(&self.announcing.liveness);
+        let is_down = |node: &str| {
+            liveness
+                .peers
+                .get(node)
+                .is_some_and(|peer| peer.state == State::Down)
+        };
+        let agents = self.agents();
+        self.forget_nodes(&agents);
+        let owners = agents
+            .keys()
+            .map(|node| (node, self.pins.stream(node, is_down(node), self.started)));
+        let (missing, until) = match freshness::streams(owners, now) {
+            freshness::Streams::Up => (BTreeSet::new(), None),
+            freshness::Streams::Missing { nodes, until } => (nodes, Some(until)),
+        };
+        self.pins.missing_until = until;
+        if missing == self.pins.missing {
+            return;
+        }
+        let changed: BTreeSet<Arc<str>> = missing
+            .symmetric_difference(&self.pins.missing)
+            .cloned()
+            .collect();
+        self.pins.missing = missing;
+        self.tables_again(now, |spec| {
+            spec.nodes
+                .iter()
+                .any(|node| changed.contains(node.as_str()))
+        });
+    }
+
+    /// Pins of nodes that are gone go with their pods. Only for who knows all nodes.
+    fn forget_nodes(&mut self, agents: &BTreeMap<Arc<str>, NodeAddresses>) {
+        let own = self.settings.node.as_str();
+        let gone = |node: &Arc<str>| {
+            **node != *own && !agents.contains_key(node) && !self.index.has_node(node)
+        };
+        let writers = self.pins.receiver.positions().map(|(writer, _)| writer);
+        let gone: Vec<Arc<str>> = writers.filter(|node| gone(node)).cloned().collect();
+        for node in gone {
+            let ops = self.pins.receiver.forget_writer(&node);
+            self.pins.undone.extend(ops);
+            self.pins.writers.remove(&node);
+            if let Some(outbox) = &self.pins.outbox {
+                outbox.with(|writer| writer.forget(&node));
+            }
+        }
+    }
+
+    /// Whether the pins of all live nodes with pods of a Service are here.
+    pub(super) fn streams_up(&self, nodes: &[String]) -> bool {
+        !nodes
+            .iter()
+            .any(|node| self.pins.missing.contains(node.as_str()))
+    }
+
+    /// Whether a version may be applied now; else when to look again. One that has waited for long is applied nevertheless.
+    pub(super) fn gate_of(
+        &self,
+        spec: &crate::api::service_table::ServiceTableSpec,
+        waits_since: &mut Option<Instant>,
+        now: Instant,
+    ) -> Option<Instant> {
+        if !self.pins.is_on {
+            return None;
+        }
+        let known = Known {
+            received: &|writer| self.pins.receiver.position(writer),
+            reachable: &|writer| {
+                let writing = self.pins.writers.get(writer);
+                writing.is_some_and(|writing| writing.greeted.is_some())
+            },
+            dead: &|node| !self.index.has_node(node),
+        };
+        let Gate::Waits { streams, copies } = gate(&spec.watermarks, &known) else {
+            *waits_since = None;
+            return None;
+        };
+        let since = *waits_since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= GATE_WAIT {
+            tracing::warn!(
+                service = spec.service_uid,
+                version = spec.version,
+                ?streams,
+                ?copies,
+                "pins that a version relies on have not come; it is applied without them"
+            );
+            *waits_since = None;
+            return None;
+        }
+        Some(now + GATE_POLL)
+    }
+
+    /// What whoever looks through the flows needs to know: pinned flows and their pods.
+    pub(in crate::agent) fn own_pins(&self) -> Vec<(FlowKey, SocketAddr)> {
+        let Some(outbox) = &self.pins.outbox else {
+            return Vec::new();
+        };
+        outbox.with(|writer| {
+            let pins = writer.pins().iter();
+            pins.map(|(key, pod)| (*key, SocketAddr::new(pod.address, pod.port)))
+                .collect()
+        })
+    }
+
+    /// Takes away what a map still pins though nobody hands connections off here any more.
+    pub(super) fn pins_of_nobody(&self) -> Vec<Op> {
+        if self.pins.is_on {
+            return Vec::new();
+        }
+        let keys = self.installed.pinned().map(|(key, _)| *key);
+        keys.map(|key: PinKey| Op::RemovePin { key }).collect()
+    }
+}
+
+impl Pins {
+    fn await_stream(&mut self, node: Arc<str>, now: Instant) {
+        let greeted = None;
+        self.writers.insert(
+            node,
+            Writing {
+                since: now,
+                greeted,
+            },
+        );
+    }
+}

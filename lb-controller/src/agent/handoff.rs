@@ -1,0 +1,106 @@
+//! The agent's ends of the handoff streams: what listens, what is told to others, and what arrives. Moves bytes and time.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::core::Core;
+use crate::handoff::client::Client;
+use crate::handoff::counts::{ServerCounts, Tally};
+use crate::handoff::dial::Dialler;
+use crate::handoff::peer::Role;
+use crate::handoff::reload::{self, Place, Tls};
+use crate::handoff::server::{ARRIVALS_MAX, Arrival, Server};
+use crate::handoff::{HANDOFF_PORT, Nodes, Options, Others, Times};
+
+/// Streams of one agent.
+pub(super) struct Streams {
+    /// What others say; nothing ever comes if connections are not handed off.
+    pub(super) arrivals: mpsc::Receiver<Arrival>,
+    node: Arc<str>,
+    nodes: watch::Sender<Nodes>,
+    balancers: watch::Sender<Others>,
+    /// None if connections are not handed off.
+    dialler: Option<Dialler>,
+    is_telling: bool,
+    stop: CancellationToken,
+    /// Ended with it.
+    tasks: JoinSet<()>,
+}
+
+impl Streams {
+    /// Begins to listen, if there is a directory of certificates.
+    pub(super) fn start(options: &Options, node: &str, stop: &CancellationToken) -> Self {
+        let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
+        let (nodes, nodes_told) = watch::channel(Nodes::default());
+        let (balancers, _) = watch::channel(Others::new());
+        let mut streams = Self {
+            arrivals,
+            node: node.into(),
+            nodes,
+            balancers,
+            dialler: None,
+            is_telling: false,
+            stop: stop.clone(),
+            tasks: JoinSet::new(),
+        };
+        if let Some(directory) = &options.certificates {
+            let (read, tls) = watch::channel(Tls::default());
+            let place = Place {
+                directory: directory.clone(),
+                role: Role::Agent,
+                node: Arc::clone(&streams.node),
+            };
+            streams
+                .tasks
+                .spawn(reload::follow(place, read, stop.clone()));
+            streams.dialler = Some(Dialler {
+                from: Some(nodes_told.clone()),
+                port: HANDOFF_PORT,
+                tls: tls.clone(),
+                times: Times::default(),
+            });
+            let server = Server {
+                port: HANDOFF_PORT,
+                nodes: nodes_told,
+                tls,
+                core: sender,
+                tally: Tally::<ServerCounts>::default(),
+                times: Times::default(),
+            };
+            streams.tasks.spawn(server.run(stop.clone()));
+        }
+        streams
+    }
+
+    /// Tells the streams who is there, if that has changed; and begins to tell pins once they are known.
+    pub(super) fn tell(&mut self, core: &Core) {
+        let Some(dialler) = &self.dialler else { return };
+        let nodes = core.handoff_nodes();
+        self.nodes.send_if_modified(|told| replace(told, nodes));
+        let balancers = core.handoff_balancers();
+        self.balancers
+            .send_if_modified(|told| replace(told, balancers));
+        if let Some(outbox) = core.outbox()
+            && !self.is_telling
+        {
+            self.is_telling = true;
+            let client = Client {
+                node: Arc::clone(&self.node),
+                dialler: dialler.clone(),
+                outbox,
+                tally: core.pins.streams.clone(),
+            };
+            let balancers = self.balancers.subscribe();
+            self.tasks.spawn(client.run(balancers, self.stop.clone()));
+        }
+    }
+}
+
+fn replace<T: PartialEq>(told: &mut T, new: T) -> bool {
+    let is_new = *told != new;
+    *told = new;
+    is_new
+}
