@@ -481,7 +481,7 @@ const SCENARIOS: &[Scenario] = &[
             ),
             (
                 Act::Hear(State::Down),
-                "192.0.2.1 announced on 2 as 02:00:00:00:00:01 | 192.0.2.1 is a VIP | 192.0.2.1:80/TCP: p1, p2 | p1 is here | peer 10.0.0.2",
+                "192.0.2.1 announced on 2 as 02:00:00:00:00:01 | 192.0.2.1 is a VIP | 192.0.2.1:80/TCP: p1, p1 after p2 | p1 is here | peer 10.0.0.2",
             ),
             (
                 Act::Hear(State::Alive),
