@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use lb_controller::admin::{
-    Announced, Counter, Interface, MapUsage, Peer, Role, ServiceCounts, Source, Status,
-    UnresolvedNextHop,
+    Announced, Counter, Interface, MapUsage, Peer, PinStream, Pins, Role, ServiceCounts, Source,
+    Status, UnresolvedNextHop,
 };
 
 use crate::agent::Agent;
@@ -55,6 +55,7 @@ fn show(status: &Status, now: Timestamp, paint: Paint) -> String {
         next_hops_unresolved,
         peers,
         announced,
+        pins,
     } = status;
     parts([
         head(status, paint),
@@ -64,6 +65,7 @@ fn show(status: &Status, now: Timestamp, paint: Paint) -> String {
         next_hops(next_hops_unresolved),
         peer_table(peers),
         announcements(announced),
+        pins.as_ref().map_or_else(String::new, pinned),
         maps(usage),
         counters("DROPPED BECAUSE", drops),
         counters("COUNTED", stats),
@@ -199,6 +201,57 @@ fn peer_table(peers: &[Peer]) -> String {
     lines(&rows)
 }
 
+fn pinned(pins: &Pins) -> String {
+    let Pins {
+        own,
+        held,
+        written,
+        missing,
+        proposals,
+        streams,
+    } = pins;
+    let mut text = format!("pins       {own} own, {held} held, written up to {written}\n");
+    if !missing.is_empty() {
+        text += &format!("waits for  pins of {}\n", missing.join(", "));
+    }
+    if *proposals > 0 {
+        text += &format!("hands off  flows for {proposals} tables that forget\n");
+    }
+    text.push('\n');
+    let mut rows = table([
+        "PINS TO",
+        "STATE",
+        "BEHIND",
+        "SENT",
+        "SNAPSHOTS",
+        "RECEIVED",
+    ]);
+    for stream in streams {
+        let PinStream {
+            node,
+            up,
+            behind,
+            records,
+            snapshots,
+            received,
+            fault,
+        } = stream;
+        let state = match fault {
+            Some(fault) if !up => fault,
+            _ => "up",
+        };
+        rows.add_row([
+            node,
+            state,
+            &behind.map_or("-".to_owned(), |behind| behind.to_string()),
+            &records.to_string(),
+            &snapshots.to_string(),
+            received.as_deref().unwrap_or("-"),
+        ]);
+    }
+    text + &lines(&rows)
+}
+
 fn announcements(announced: &[Announced]) -> String {
     let mut rows = table(["ANNOUNCED", "INTERFACE", "MAC"]);
     for announced in announced {
@@ -256,7 +309,11 @@ mod tests {
         "stats": [],
         "next_hops_unresolved": [{"node": "node-2", "address": "10.0.0.12", "reason": "no neighbour"}],
         "peers": [{"node": "node-2", "state": "agent-away", "for_seconds": 2}],
-        "announced": [{"vip": "198.51.100.1", "interface": "eth0", "mac": "02:00:00:00:00:01"}]
+        "announced": [{"vip": "198.51.100.1", "interface": "eth0", "mac": "02:00:00:00:00:01"}],
+        "pins": {"own": 3, "held": 17, "written": "1700000000000/5", "missing": ["node-3"], "proposals": 1, "streams": [
+            {"node": "node-2", "up": true, "behind": 0, "records": 5, "snapshots": 1, "received": "1700000000009/14", "fault": null},
+            {"node": "node-3", "up": false, "behind": null, "records": 0, "snapshots": 0, "received": null, "fault": "no answer"}
+        ]}
     }"#;
 
     fn status() -> Status {
@@ -292,6 +349,14 @@ node-2  agent-away  2 s
 
 ANNOUNCED     INTERFACE  MAC
 198.51.100.1  eth0       02:00:00:00:00:01
+
+pins       3 own, 17 held, written up to 1700000000000/5
+waits for  pins of node-3
+hands off  flows for 1 tables that forget
+
+PINS TO  STATE      BEHIND  SENT  SNAPSHOTS  RECEIVED
+node-2   up         0       5     1          1700000000009/14
+node-3   no answer  -       0     0          -
 
 MAP       USED  OF
 backends  6     65536

@@ -73,6 +73,45 @@ pub struct Status {
     /// VIPs that this node announces.
     #[serde(default)]
     pub announced: Vec<Announced>,
+    /// Pins; none if this node does not hand connections off.
+    #[serde(default)]
+    pub pins: Option<Pins>,
+}
+
+/// Flows that are found by pins instead of tables.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pins {
+    /// Flows of this node's own pods that it wants pinned at every balancer.
+    pub own: u64,
+    /// Flows that this node's maps have pinned, its own included.
+    pub held: u64,
+    /// Start of the agent in milliseconds since 1970, and how many changes of its own pins there were since.
+    pub written: String,
+    /// Nodes whose pins are not all here, and are waited for.
+    pub missing: Vec<String>,
+    /// Proposals of managers for which flows are handed off.
+    pub proposals: u64,
+    /// Streams to and from other nodes.
+    pub streams: Vec<PinStream>,
+}
+
+/// The streams between this node and another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinStream {
+    /// The other node.
+    pub node: String,
+    /// It is told this node's pins.
+    pub up: bool,
+    /// Changes that it has not acknowledged; none if it has said nothing since this agent started.
+    pub behind: Option<u64>,
+    /// Changes sent to it.
+    pub records: u64,
+    /// Snapshots sent to it.
+    pub snapshots: u64,
+    /// Up to where its pins are here; none if it has sent none.
+    pub received: Option<String>,
+    /// Why it is not told.
+    pub fault: Option<String>,
 }
 
 /// Another node with an agent.

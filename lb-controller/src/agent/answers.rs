@@ -51,6 +51,7 @@ impl Core {
             next_hops_unresolved: self.unresolved(),
             peers: self.shown_peers(),
             announced: self.shown_announced(),
+            pins: self.shown_pins(),
         })
     }
 
@@ -131,6 +132,35 @@ impl Core {
                 for_seconds: peer.since.elapsed().as_secs(),
             })
             .collect()
+    }
+
+    fn shown_pins(&self) -> Option<admin::Pins> {
+        let outbox = self.outbox()?;
+        let streams = self.pins.streams.read();
+        let (own, written, acknowledged) = outbox.with(|writer| {
+            let nodes = streams.keys();
+            let acknowledged = nodes.map(|node| writer.balancer(node));
+            let acknowledged: Vec<_> = acknowledged.collect();
+            (writer.pins().len(), writer.position(), acknowledged)
+        });
+        let streams = streams.into_iter().zip(acknowledged);
+        let streams = streams.map(|((node, counts), at)| admin::PinStream {
+            up: counts.is_up,
+            behind: at.map(|at| written.seq.0.saturating_sub(at.seq.0)),
+            records: counts.records,
+            snapshots: counts.snapshots,
+            received: self.pins.received(&node).map(|at| at.to_string()),
+            fault: counts.fault,
+            node: node.to_string(),
+        });
+        Some(admin::Pins {
+            own: own as u64,
+            held: self.installed.pins() as u64,
+            written: written.to_string(),
+            missing: self.pins.missing().map(ToString::to_string).collect(),
+            proposals: self.proposals() as u64,
+            streams: streams.collect(),
+        })
     }
 
     fn shown_announced(&self) -> Vec<admin::Announced> {

@@ -109,6 +109,7 @@ impl Shared {
             next_hops_unresolved: Vec::new(),
             peers: Vec::new(),
             announced: Vec::new(),
+            pins: None,
         })
     }
 }

@@ -161,6 +161,11 @@ impl Core {
         Finder::new(table, key, maglev::rows).map_err(|error| chain(&error))
     }
 
+    /// How many proposals stand.
+    pub(in crate::agent) fn proposals(&self) -> usize {
+        self.handing.proposals.len()
+    }
+
     /// What to look for among the flows.
     pub(in crate::agent) fn sweep_wanted(&self) -> Wanted {
         let proposals = self.handing.proposals.iter();

@@ -581,6 +581,16 @@ impl Core {
 }
 
 impl Pins {
+    /// Up to where a node's pins are here.
+    pub(in crate::agent) fn received(&self, node: &str) -> Option<Position> {
+        self.receiver.position(node)
+    }
+
+    /// Nodes whose pins are not all here, and are waited for.
+    pub(in crate::agent) fn missing(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.missing.iter()
+    }
+
     fn await_stream(&mut self, node: Arc<str>, now: Instant) {
         let greeted = None;
         self.writers.insert(

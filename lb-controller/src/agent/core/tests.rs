@@ -14,6 +14,8 @@ use crate::model::op::Op;
 use crate::source::directory::Batch;
 use crate::source::files::Content;
 
+mod pins;
+
 /// Maps that the test can look into while the agent has them.
 pub(super) struct Shared<D = FakeDataplane>(Arc<Mutex<FaultyDataplane<D>>>);
 
@@ -205,8 +207,13 @@ impl Bench {
 }
 
 fn agent(manifests: &Path, maps: &Shared) -> Core {
+    agent_that(manifests, maps, false)
+}
+
+/// An agent that hands connections off, or does not.
+fn agent_that(manifests: &Path, maps: &Shared, hands_off: bool) -> Core {
     let settings = Settings {
-        hands_off: false,
+        hands_off,
         node: "n1".to_owned(),
         role: Role::Both,
         addresses: Vec::new(),
