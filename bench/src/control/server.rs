@@ -72,6 +72,7 @@ async fn run(scale: Scale, changes: u32, dir: &PinDir) -> anyhow::Result<Found> 
     let stop = CancellationToken::new();
     let user = User::service_account(SYSTEM, "bowline-manager");
     let options = manager::Options {
+        handoff: lb_controller::handoff::Options::default(),
         manifests: None,
         cluster: kubernetes::Cluster {
             kubeconfig: Some(plane.kubeconfig(&user)?),

@@ -16,7 +16,7 @@ pub mod convert;
 mod copying;
 pub mod counts;
 mod crew;
-mod dial;
+pub mod dial;
 pub mod joiner;
 mod link;
 pub mod manager;
@@ -32,7 +32,7 @@ pub mod tls;
 mod wire;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -52,6 +52,7 @@ const WINDOW_BYTES: u32 = 512 * 1024;
 
 /// Whether connections are handed off.
 #[derive(Clone, Debug, Default, clap::Args)]
+#[group(id = "handoff")]
 pub struct Options {
     /// Directory with `ca.crt`, `tls.crt` and `tls.key`, followed while they change; without it no connections are handed off.
     #[arg(long = "handoff-certificates", value_name = "DIR")]

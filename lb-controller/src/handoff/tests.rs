@@ -1,8 +1,8 @@
 //! Agents and a manager over loopback, with real TLS, real writers and real receivers.
 
-mod certs;
+pub(crate) mod certs;
 mod control;
 mod files;
 mod hostile;
-mod lab;
+pub(crate) mod lab;
 mod streams;
