@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use lb_controller::admin::{
-    Announced, Counter, Interface, MapUsage, Peer, Role, ServiceCounts, Source, Status,
+    Announced, Counter, Interface, MapUsage, Peer, Retirement, Role, ServiceCounts, Source, Status,
     UnresolvedNextHop,
 };
 
@@ -55,6 +55,7 @@ fn show(status: &Status, now: Timestamp, paint: Paint) -> String {
         next_hops_unresolved,
         peers,
         announced,
+        retirements: leaving,
     } = status;
     parts([
         head(status, paint),
@@ -64,6 +65,7 @@ fn show(status: &Status, now: Timestamp, paint: Paint) -> String {
         next_hops(next_hops_unresolved),
         peer_table(peers),
         announcements(announced),
+        retirements(leaving),
         maps(usage),
         counters("DROPPED BECAUSE", drops),
         counters("COUNTED", stats),
@@ -212,6 +214,22 @@ fn announcements(announced: &[Announced]) -> String {
     lines(&rows)
 }
 
+fn retirements(retirements: &[Retirement]) -> String {
+    let mut rows = table(["HISTORY OF", "LEAVES FOR", "PHASE", "WAITS FOR", "SINCE"]);
+    for retirement in retirements {
+        let Retirement {
+            service,
+            because,
+            phase,
+            waits_for,
+            for_seconds,
+        } = retirement;
+        let since = units::duration(Duration::from_secs(*for_seconds));
+        rows.add_row([service, because, phase, &waits_for.join(", "), &since]);
+    }
+    lines(&rows)
+}
+
 fn maps(maps: &[MapUsage]) -> String {
     let mut rows = table(["MAP", "USED", "OF"]);
     for usage in maps {
@@ -256,7 +274,9 @@ mod tests {
         "stats": [],
         "next_hops_unresolved": [{"node": "node-2", "address": "10.0.0.12", "reason": "no neighbour"}],
         "peers": [{"node": "node-2", "state": "agent-away", "for_seconds": 2}],
-        "announced": [{"vip": "198.51.100.1", "interface": "eth0", "mac": "02:00:00:00:00:01"}]
+        "announced": [{"vip": "198.51.100.1", "interface": "eth0", "mac": "02:00:00:00:00:01"}],
+        "retirements": [{"service": "default/web", "because": "history-full", "phase": "handing-off",
+                         "waits_for": ["node-1", "node-2"], "for_seconds": 7}]
     }"#;
 
     fn status() -> Status {
@@ -292,6 +312,9 @@ node-2  agent-away  2 s
 
 ANNOUNCED     INTERFACE  MAC
 198.51.100.1  eth0       02:00:00:00:00:01
+
+HISTORY OF   LEAVES FOR    PHASE        WAITS FOR       SINCE
+default/web  history-full  handing-off  node-1, node-2  7 s
 
 MAP       USED  OF
 backends  6     65536

@@ -73,6 +73,25 @@ pub struct Status {
     /// VIPs that this node announces.
     #[serde(default)]
     pub announced: Vec<Announced>,
+    /// Of a manager: Services whose table's history should leave, or is leaving.
+    #[serde(default)]
+    pub retirements: Vec<Retirement>,
+}
+
+/// History of a Service's table that should leave, or is leaving.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retirement {
+    /// The Service: `namespace/name`.
+    pub service: String,
+    /// Why: `history-full`, `shape-waits` (a change waits for it), or `quiet`.
+    pub because: String,
+    /// `waiting` to begin, `spreading` the version, `handing-off` connections, `publishing` the next version, `settling`, or
+    /// `paused` after an attempt that came to nothing.
+    pub phase: String,
+    /// Nodes whose agents are waited for.
+    pub waits_for: Vec<String>,
+    /// How long it has been wanted without any history leaving.
+    pub for_seconds: u64,
 }
 
 /// Another node with an agent.

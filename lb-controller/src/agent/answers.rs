@@ -51,6 +51,7 @@ impl Core {
             next_hops_unresolved: self.unresolved(),
             peers: self.shown_peers(),
             announced: self.shown_announced(),
+            retirements: Vec::new(),
         })
     }
 
