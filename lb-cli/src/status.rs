@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use lb_controller::admin::{
-    Announced, Counter, Interface, MapUsage, Peer, PinStream, Pins, Role, ServiceCounts, Source,
-    Status, UnresolvedNextHop,
+    Announced, Counter, Interface, MapUsage, Peer, PinStream, Pins, Retirement, Role,
+    ServiceCounts, Source, Status, UnresolvedNextHop,
 };
 
 use crate::agent::Agent;
@@ -56,6 +56,7 @@ fn show(status: &Status, now: Timestamp, paint: Paint) -> String {
         peers,
         announced,
         pins,
+        retirements: leaving,
     } = status;
     parts([
         head(status, paint),
@@ -66,6 +67,7 @@ fn show(status: &Status, now: Timestamp, paint: Paint) -> String {
         peer_table(peers),
         announcements(announced),
         pins.as_ref().map_or_else(String::new, pinned),
+        retirements(leaving),
         maps(usage),
         counters("DROPPED BECAUSE", drops),
         counters("COUNTED", stats),
@@ -265,6 +267,22 @@ fn announcements(announced: &[Announced]) -> String {
     lines(&rows)
 }
 
+fn retirements(retirements: &[Retirement]) -> String {
+    let mut rows = table(["HISTORY OF", "LEAVES FOR", "PHASE", "WAITS FOR", "SINCE"]);
+    for retirement in retirements {
+        let Retirement {
+            service,
+            because,
+            phase,
+            waits_for,
+            for_seconds,
+        } = retirement;
+        let since = units::duration(Duration::from_secs(*for_seconds));
+        rows.add_row([service, because, phase, &waits_for.join(", "), &since]);
+    }
+    lines(&rows)
+}
+
 fn maps(maps: &[MapUsage]) -> String {
     let mut rows = table(["MAP", "USED", "OF"]);
     for usage in maps {
@@ -313,7 +331,9 @@ mod tests {
         "pins": {"own": 3, "held": 17, "written": "1700000000000/5", "missing": ["node-3"], "proposals": 1, "streams": [
             {"node": "node-2", "up": true, "behind": 0, "records": 5, "snapshots": 1, "received": "1700000000009/14", "fault": null},
             {"node": "node-3", "up": false, "behind": null, "records": 0, "snapshots": 0, "received": null, "fault": "no answer"}
-        ]}
+        ]},
+        "retirements": [{"service": "default/web", "because": "history-full", "phase": "handing-off",
+                         "waits_for": ["node-1", "node-2"], "for_seconds": 7}]
     }"#;
 
     fn status() -> Status {
@@ -357,6 +377,9 @@ hands off  flows for 1 tables that forget
 PINS TO  STATE      BEHIND  SENT  SNAPSHOTS  RECEIVED
 node-2   up         0       5     1          1700000000009/14
 node-3   no answer  -       0     0          -
+
+HISTORY OF   LEAVES FOR    PHASE        WAITS FOR       SINCE
+default/web  history-full  handing-off  node-1, node-2  7 s
 
 MAP       USED  OF
 backends  6     65536

@@ -76,6 +76,9 @@ pub struct Status {
     /// Pins; none if this node does not hand connections off.
     #[serde(default)]
     pub pins: Option<Pins>,
+    /// Of a manager: Services whose table's history should leave, or is leaving.
+    #[serde(default)]
+    pub retirements: Vec<Retirement>,
 }
 
 /// Flows that are found by pins instead of tables.
@@ -112,6 +115,22 @@ pub struct PinStream {
     pub received: Option<String>,
     /// Why it is not told.
     pub fault: Option<String>,
+}
+
+/// History of a Service's table that should leave, or is leaving.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retirement {
+    /// The Service: `namespace/name`.
+    pub service: String,
+    /// Why: `history-full`, `shape-waits` (a change waits for it), or `quiet`.
+    pub because: String,
+    /// `waiting` to begin, `spreading` the version, `handing-off` connections, `publishing` the next version, `settling`, or
+    /// `paused` after an attempt that came to nothing.
+    pub phase: String,
+    /// Nodes whose agents are waited for.
+    pub waits_for: Vec<String>,
+    /// How long it has been wanted without any history leaving.
+    pub for_seconds: u64,
 }
 
 /// Another node with an agent.

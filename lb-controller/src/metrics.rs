@@ -1,6 +1,8 @@
 //! Metrics, read from what the agent or the manager knows at the moment of the scrape. Names are
 //! `bowline_<noun>_<unit>[_total]`; labels come from bounded sets: reasons, maps, Services, backends.
 
+mod manager;
+
 use std::fmt::Error;
 use std::sync::Arc;
 
@@ -11,6 +13,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::admin;
+
+pub use self::manager::ManagerScrape;
 
 /// What the agent did, apart from what its answers say.
 #[derive(Clone, Debug)]
@@ -56,25 +60,6 @@ pub struct AgentScrape {
     pub backends: admin::Backends,
     /// What it did.
     pub work: Work,
-}
-
-/// Everything that is told of a manager.
-#[derive(Clone, Debug, Default)]
-pub struct ManagerScrape {
-    /// Services by state.
-    pub services: admin::ServiceCounts,
-    /// Things that are wrong.
-    pub problems: usize,
-    /// Files written.
-    pub writes: u64,
-    /// Files that wait to be written.
-    pub writes_pending: usize,
-    /// Requests that failed; each is tried again.
-    pub writes_failed: u64,
-    /// Events that could not be told.
-    pub events_lost: u64,
-    /// Whether it is the one that writes.
-    pub leading: bool,
 }
 
 /// As Prometheus reads it.
@@ -373,54 +358,4 @@ fn work(families: &mut Families<'_>, work: &Work) -> Result<(), Error> {
         "Requests refused since the agent was busy",
         [(Vec::new(), *queue_overflows)],
     )
-}
-
-impl Collector for ManagerScrape {
-    fn encode(&self, encoder: DescriptorEncoder) -> Result<(), Error> {
-        let Self {
-            services,
-            problems,
-            writes,
-            writes_pending,
-            writes_failed,
-            events_lost,
-            leading,
-        } = self;
-        let mut families = Families(encoder);
-        families.gauge(
-            "bowline_manager_leading",
-            "Whether it is the one that writes",
-            one(number(u64::from(*leading))),
-        )?;
-        families.counter(
-            "bowline_events_lost",
-            "Events that could not be told",
-            [(Vec::new(), *events_lost)],
-        )?;
-        families.gauge(
-            "bowline_services",
-            "Services by state",
-            service_counts(services),
-        )?;
-        families.gauge(
-            "bowline_problems",
-            "Objects with something wrong",
-            one(number(*problems as u64)),
-        )?;
-        families.counter(
-            "bowline_writes",
-            "Files written, or requests carried out",
-            [(Vec::new(), *writes)],
-        )?;
-        families.counter(
-            "bowline_writes_failed",
-            "Requests to write that failed, each tried again",
-            [(Vec::new(), *writes_failed)],
-        )?;
-        families.gauge(
-            "bowline_writes_pending",
-            "Services or files that wait to be written",
-            one(number(*writes_pending as u64)),
-        )
-    }
 }

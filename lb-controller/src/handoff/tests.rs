@@ -1,9 +1,9 @@
 //! Agents and a manager over loopback, with real TLS, real writers and real receivers.
 
-mod certs;
+pub(crate) mod certs;
 mod control;
 mod deployed;
 mod files;
 mod hostile;
-mod lab;
+pub(crate) mod lab;
 mod streams;

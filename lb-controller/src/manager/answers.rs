@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use lb_ebpf::abi;
 
+use super::retiring::Counts;
 use crate::admin::{self, Problem, Role, ServiceCounts};
 use crate::metrics::{self, ManagerScrape};
 use crate::serve::{Answer, Answers, AskError, FlowsWanted};
@@ -30,8 +31,21 @@ pub(super) struct Found {
     pub(super) events_lost: u64,
     /// Whether it is the one that writes.
     pub(super) leading: bool,
+    /// What is known of agents and retirements.
+    pub(super) handoff: Handoff,
     /// Why it is not ready; empty when it is.
     pub(super) not_ready_because: Vec<String>,
+}
+
+/// What is told about agents and retirements; nothing where connections are not handed off.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Handoff {
+    /// Agents that are followed, and those of them whose streams are up.
+    pub(super) agents: [usize; 2],
+    /// By Service.
+    pub(super) retirements: Vec<admin::Retirement>,
+    /// What became of them.
+    pub(super) counts: Counts,
 }
 
 /// Written by the loop, read by the servers.
@@ -82,6 +96,7 @@ impl Shared {
             writes_failed: _,
             events_lost: _,
             leading: _,
+            handoff,
         } = self.get()?;
         Ok(admin::Status {
             node: "manager".to_owned(),
@@ -110,6 +125,7 @@ impl Shared {
             peers: Vec::new(),
             announced: Vec::new(),
             pins: None,
+            retirements: handoff.retirements,
         })
     }
 }
@@ -136,6 +152,12 @@ impl Answers for Shared {
                 writes_failed: found.writes_failed,
                 events_lost: found.events_lost,
                 leading: found.leading,
+                agents: found.handoff.agents,
+                retirements: found.handoff.counts.under_way,
+                retired: [
+                    found.handoff.counts.abandoned,
+                    found.handoff.counts.completed,
+                ],
             };
             metrics::render(scrape).map_err(|error| AskError::Unavailable(error.to_string()))
         }))

@@ -18,6 +18,7 @@ use crate::api::service_table::ServiceTableSpec;
 use crate::model::assign::Memory;
 use crate::model::retire::{self, Retired};
 use crate::model::service::Service;
+use crate::model::slot::WhenFull;
 use crate::source::files::Unknown;
 use crate::source::index::{Event, Index, Named};
 use crate::source::parse::Kind;
@@ -87,8 +88,28 @@ pub(super) struct State {
     waits: Option<Instant>,
 }
 
+/// How the manager decides.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// What becomes of addresses that no pool has.
+    pub requests: Requests,
+    /// What becomes of a change that has no room for its history.
+    pub when_full: WhenFull,
+}
+
+impl From<Requests> for Settings {
+    /// Without anybody who could be asked to hand connections off.
+    fn from(requests: Requests) -> Self {
+        Self {
+            requests,
+            when_full: WhenFull::OldestLeaves,
+        }
+    }
+}
+
 /// The manager without its source and without its writers.
 pub struct Core {
+    settings: Settings,
     index: Index,
     /// What may exist though it is not in the index.
     unknown: Unknown,
@@ -97,6 +118,8 @@ pub struct Core {
     /// Services that are due, so that an event costs nothing for all others.
     queue: BTreeSet<(Instant, Named)>,
     deadlines: BTreeSet<(Timestamp, Named)>,
+    /// Services whose history should be retired.
+    retiring: BTreeSet<Named>,
     /// Services by the pods that their tables name: who must hear of a death.
     pub(super) named_by: BTreeMap<String, BTreeSet<Named>>,
 }
@@ -111,15 +134,18 @@ impl Write {
 }
 
 impl Core {
-    /// Knows nothing yet. `requests` says what becomes of addresses that no pool has.
-    pub fn new(requests: Requests) -> Self {
+    /// Knows nothing yet.
+    pub fn new(settings: impl Into<Settings>) -> Self {
+        let settings = settings.into();
         Self {
+            settings,
             index: Index::default(),
             unknown: Unknown::default(),
-            addresses: Addresses::new(requests),
+            addresses: Addresses::new(settings.requests),
             services: BTreeMap::new(),
             queue: BTreeSet::new(),
             deadlines: BTreeSet::new(),
+            retiring: BTreeSet::new(),
             named_by: BTreeMap::new(),
         }
     }
@@ -130,6 +156,8 @@ impl Core {
         let state = self.services.entry(named).or_default();
         state.remembered.clone_from(&table.vips);
         state.table = Some(table);
+        // Decided with another table in view.
+        state.retired = Retired::default();
     }
 
     /// A status from before the start: times of conditions, and memory of addresses.
@@ -144,10 +172,9 @@ impl Core {
     /// Forgets everything but the objects: somebody else decides.
     pub fn forget(&mut self) {
         let index = std::mem::take(&mut self.index);
-        let requests = self.addresses.requests();
         *self = Self {
             index,
-            ..Self::new(requests)
+            ..Self::new(self.settings)
         };
     }
 
@@ -222,9 +249,22 @@ impl Core {
 
     /// Services whose history should be retired, why, and the last tables written.
     pub fn retirements(&self) -> impl Iterator<Item = (&Named, retire::Wanted, &ServiceTableSpec)> {
+        self.retiring.iter().filter_map(|named| {
+            let state = self.services.get(named)?;
+            Some((named, state.retirement?, state.table.as_ref()?))
+        })
+    }
+
+    /// All tables, as last wanted.
+    pub fn tables(&self) -> impl Iterator<Item = (&Named, &ServiceTableSpec)> {
         self.services
             .iter()
-            .filter_map(|(named, state)| Some((named, state.retirement?, state.table.as_ref()?)))
+            .filter_map(|(named, state)| Some((named, state.table.as_ref()?)))
+    }
+
+    /// What becomes of a change that has no room for its history.
+    pub fn when_full(&self) -> WhenFull {
+        self.settings.when_full
     }
 
     /// Wants a Service looked at, no sooner than its table may be written.

@@ -12,30 +12,31 @@ mod conditions;
 mod desk;
 mod elect;
 mod events;
+mod known;
 pub mod lease;
 mod pools;
 mod secret;
 mod statuses;
 mod step;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Service;
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::desk::Desk;
 use self::events::Notes;
+use self::known::{status_of, version};
 use self::statuses::Statuses;
+use super::agents::{self, Agents, hear, when_full};
 use super::answers::{Found, Shared};
-use super::core::{Core, Requests};
+use super::core::{Core, Requests, Settings};
 use super::{SLEEP_MAX, tell};
 use crate::admin::Problem;
-use crate::api::file::{API_VERSION, Condition, ConditionStatus, Metadata, ServiceStatus};
+use crate::handoff::manager::Heard;
 use crate::source::index::{Event, Named};
 use crate::source::kubernetes::{EVENTS_MAX, Watches, follow, manager as wanted};
 use crate::source::parse::{Kind, Object, ObjectKey};
@@ -52,6 +53,7 @@ pub(super) async fn run(
     client: Client,
     namespace: String,
     identity: String,
+    agents: Option<Agents>,
     shared: &Shared,
     stop: &CancellationToken,
 ) {
@@ -68,7 +70,12 @@ pub(super) async fn run(
     ));
     let notes = Notes::start(client.clone(), identity);
     let shell = Shell {
-        core: Core::new(Requests::FromPools),
+        core: Core::new(Settings {
+            requests: Requests::FromPools,
+            when_full: when_full(agents.as_ref()),
+        }),
+        agents,
+        balancers_changed: false,
         desk: Desk::new(client.clone(), notes.clone()),
         statuses: Statuses::new(client.clone()),
         client,
@@ -90,6 +97,10 @@ struct Shell {
     namespace: String,
     watches: Arc<Watches>,
     core: Core,
+    /// None where connections are not handed off. Only a leader names any.
+    agents: Option<Agents>,
+    /// Other nodes have an agent than was said to `agents`, or at other addresses.
+    balancers_changed: bool,
     desk: Desk,
     statuses: Statuses,
     /// Until when we lead.
@@ -110,7 +121,7 @@ impl Shell {
         shared: &Shared,
         stop: &CancellationToken,
     ) {
-        let mut batch = Vec::new();
+        let (mut batch, mut heard) = (Vec::new(), Vec::new());
         loop {
             // Asked before the queue is emptied: then all that was listed is in the index.
             let listed = self.watches.are_listed();
@@ -125,50 +136,81 @@ impl Shell {
             self.lead(listed && !more, now);
             if self.leading {
                 for write in self.core.work(now, wall) {
+                    if let Some(agents) = &mut self.agents {
+                        agents.written(&write, now);
+                    }
                     self.desk.touch(write.named().clone());
                 }
+                self.retire(&mut heard, now, wall);
                 self.desk.pump(&self.core, now);
                 self.statuses.work(&self.core, now, wall);
             }
+            // Of a time when we led.
+            heard.clear();
             // All Services are looked through for it, so not after each event.
             if now >= self.tell_at {
-                self.tell(shared, wall);
+                self.tell(shared, now, wall);
                 self.tell_at = now + TELL_PERIOD;
                 self.untold = false;
             }
             if more {
                 continue;
             }
-            let wake = [
-                self.core.next_wake(now, wall).filter(|_| self.leading),
-                self.desk.next_wake(),
-                self.statuses.next_wake().filter(|_| self.leading),
-                *self.until.borrow(),
-            ];
-            let wake = wake
-                .into_iter()
-                .flatten()
-                .filter(|wake| *wake > now)
-                .chain([now + SLEEP_MAX])
-                .chain(self.untold.then_some(self.tell_at))
-                .min();
+            let wake = self.wake(now, wall);
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => {
                         batch.push(event);
                         self.untold = true;
                     }
-                    None => return,
+                    None => break,
                 },
                 Some(done) = self.desk.ended() => {
                     self.ended(done);
                     self.untold = true;
                 }
+                () = hear(&mut self.agents, &mut heard) => self.untold = true,
                 _ = self.until.changed() => {}
-                () = tokio::time::sleep_until(wake.unwrap_or(now + SLEEP_MAX).into()) => {}
-                () = stop.cancelled() => return,
+                () = tokio::time::sleep_until(wake.into()) => {}
+                () = stop.cancelled() => break,
             }
         }
+        if let Some(agents) = self.agents {
+            agents.end().await;
+        }
+    }
+
+    /// When to look again though nothing happens.
+    fn wake(&self, now: Instant, wall: Timestamp) -> Instant {
+        let agents = self.agents.as_ref();
+        // What is to be retired is due at once, and comes after what was due in this round.
+        let at_once = [
+            self.core.next_wake(now, wall),
+            agents.and_then(|agents| agents.next_wake(now)),
+        ];
+        let at_once = at_once.into_iter().flatten().filter(|_| self.leading);
+        let statuses = self.statuses.next_wake().filter(|_| self.leading);
+        let later = [statuses, self.desk.next_wake(), *self.until.borrow()];
+        let later = later.into_iter().flatten().filter(|wake| *wake > now);
+        let next = at_once.chain(later);
+        let next = next.chain(self.untold.then_some(self.tell_at)).min();
+        next.map_or(now + SLEEP_MAX, |next| next.min(now + SLEEP_MAX))
+    }
+
+    /// Takes in what agents have said, and does what is due.
+    fn retire(&mut self, heard: &mut Vec<Heard>, now: Instant, wall: Timestamp) {
+        let Some(agents) = &mut self.agents else {
+            return;
+        };
+        if std::mem::take(&mut self.balancers_changed) {
+            let named = self.core.index().balancers().filter_map(|node| {
+                let name = node.metadata.name.as_deref()?.into();
+                Some((name, agents::addresses(&node.spec.addresses)))
+            });
+            agents.name(named.collect());
+        }
+        agents.take(heard, now);
+        agents.work(&mut self.core, now, wall);
     }
 
     /// Takes in events. While another leads, they only keep the index ready.
@@ -185,6 +227,9 @@ impl Shell {
                         if self.leading && self.desk.is_contested(&self.core, &named, table) {
                             tracing::warn!(service = %named, "its table was written by somebody else, who led meanwhile; going on from it");
                             self.core.resume_table(named.clone(), table.spec.clone());
+                            if let Some(agents) = &mut self.agents {
+                                agents.contested(&named, &table.spec, now);
+                            }
                             self.core.index_mut().touch(named);
                         }
                     }
@@ -194,6 +239,7 @@ impl Shell {
                     tracing::warn!(object = %key, "{sentence}");
                 }
                 Event::Reset { kind, objects, .. } => {
+                    self.balancers_changed |= *kind == Kind::LoadBalancerNode;
                     if matches!(kind, Kind::Service | Kind::ServiceTable) {
                         let gone: Vec<_> = self.core.index().keys(*kind).cloned().collect();
                         for key in objects.keys().chain(&gone) {
@@ -210,6 +256,7 @@ impl Shell {
     }
 
     fn touch(&mut self, key: &ObjectKey) {
+        self.balancers_changed |= key.kind == Kind::LoadBalancerNode;
         if self.leading && matches!(key.kind, Kind::Service | Kind::ServiceTable) {
             self.desk.touch(named(key));
         }
@@ -241,6 +288,9 @@ impl Shell {
             self.leading = false;
             self.desk.clear();
             self.core.forget();
+            if let Some(agents) = &mut self.agents {
+                agents.follow();
+            }
         }
         if self.leading || !leads || !complete {
             return;
@@ -272,6 +322,10 @@ impl Shell {
                 self.core.resume_status(named, status);
             }
         }
+        if let Some(agents) = &mut self.agents {
+            agents.lead(&self.core, now);
+            self.balancers_changed = true;
+        }
         self.core.index_mut().touch_all();
         self.core.settle(now);
         self.core.mark_all(now);
@@ -295,7 +349,7 @@ impl Shell {
         }
     }
 
-    fn tell(&mut self, shared: &Shared, wall: Timestamp) {
+    fn tell(&mut self, shared: &Shared, now: Instant, wall: Timestamp) {
         let watches = self
             .watches
             .errors()
@@ -317,6 +371,8 @@ impl Shell {
         if self.leading {
             problems.extend(advertisements::problems(self.core.index()));
         }
+        problems.extend(self.agents.iter().flat_map(|agents| agents.problems(now)));
+        let handoff = self.agents.as_ref().map(|agents| agents.told(now));
         tell(&mut self.told, problems.clone());
         shared.set(Found {
             source: format!(
@@ -331,62 +387,15 @@ impl Shell {
             writes_failed: self.desk.failed(),
             events_lost: self.notes.lost(),
             leading: self.leading,
+            handoff: handoff.unwrap_or_default(),
             not_ready_because: reasons,
         });
     }
-}
-
-/// UID and version of what we write; versions of one object are numbers that grow (Kubernetes 1.35, KEP-5504).
-fn version(object: &Object) -> Option<(Option<String>, u64)> {
-    let table = object.service_table().map(|table| &table.metadata);
-    let meta = object
-        .service()
-        .map(|service| &service.metadata)
-        .or(table)?;
-    Some((
-        meta.uid.clone(),
-        meta.resource_version.as_ref()?.parse().ok()?,
-    ))
 }
 
 fn named(key: &ObjectKey) -> Named {
     Named {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
-    }
-}
-
-/// What a Service's own status remembers.
-fn status_of(service: &Service) -> ServiceStatus {
-    let meta = &service.metadata;
-    let ips = step::addresses(service)
-        .into_iter()
-        .filter_map(|ingress| ingress.ip?.parse::<IpAddr>().ok());
-    let conditions = service
-        .status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten());
-    ServiceStatus {
-        api_version: API_VERSION.to_owned(),
-        kind: ServiceStatus::KIND.to_owned(),
-        metadata: Metadata {
-            namespace: meta.namespace.clone(),
-            name: meta.name.clone().unwrap_or_default(),
-        },
-        vips: ips.collect(),
-        conditions: conditions
-            .map(|c| Condition {
-                kind: c.type_.clone(),
-                status: if c.status == "True" {
-                    ConditionStatus::True
-                } else {
-                    ConditionStatus::False
-                },
-                reason: c.reason.clone(),
-                message: c.message.clone(),
-                last_transition_time: c.last_transition_time.0,
-            })
-            .collect(),
-        problems: Vec::new(),
     }
 }

@@ -3,9 +3,11 @@
 //!
 //! [`core`] knows and decides; this file and [`kubernetes`] move bytes and time.
 
+mod agents;
 mod answers;
 pub mod core;
 pub mod kubernetes;
+mod retiring;
 pub mod standalone;
 mod status;
 
@@ -19,10 +21,12 @@ use jiff::Timestamp;
 use nix::fcntl::Flock;
 use tokio_util::sync::CancellationToken;
 
+use self::agents::{Agents, hear};
 use self::answers::{Found, Shared};
 use self::standalone::Standalone;
 use crate::admin::Problem;
 use crate::agent::{PREDECESSOR_POLL, PREDECESSOR_WAIT};
+use crate::handoff::Times;
 use crate::source::directory::{Batch, Directory};
 use crate::source::kubernetes::Cluster;
 use crate::source::output::{LockError, Mode, Outputs, lock, replace};
@@ -76,8 +80,15 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
             stop.clone(),
         ));
     }
+    let certificates = options.handoff.certificates.as_deref();
+    let agents = certificates.map(|place| Agents::start(place, Times::default(), &stop));
+    if agents.is_none() {
+        tracing::info!(
+            "connections are not handed off without --handoff-certificates: where a table's history is full, the oldest leaves"
+        );
+    }
     if let Some(manifests) = &options.manifests {
-        standalone(manifests, &shared, &stop).await?;
+        standalone(manifests, agents, &shared, &stop).await?;
     } else {
         let client = options.cluster.client().await?;
         let identity = options.identity.unwrap_or_else(|| {
@@ -88,7 +99,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         });
         let Cluster { namespace, .. } = options.cluster;
         tracing::info!(namespace, identity, "manager starts");
-        let work = kubernetes::run(client, namespace, identity, &shared, &stop);
+        let work = kubernetes::run(client, namespace, identity, agents, &shared, &stop);
         Box::pin(work).await;
     }
     while servers.join_next().await.is_some() {}
@@ -98,6 +109,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
 /// Runs on a directory of manifests.
 async fn standalone(
     manifests: &Path,
+    agents: Option<Agents>,
     shared: &Shared,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -114,10 +126,11 @@ async fn standalone(
     // Read once: from here on they are what we write.
     let (_, tables) = Directory::open(vec![outputs.tables()], Vec::new())?;
     let (_, statuses) = Directory::open(vec![outputs.statuses()], Vec::new())?;
-    let core = Standalone::resume(outputs, &tables, &statuses);
-    let (directory, first) = Directory::open(vec![manifests.to_owned()], Vec::new())?;
+    let nodes = Directory::open(vec![outputs.nodes()], Vec::new())?;
+    let core = Standalone::resume_with(agents, outputs, &tables, &statuses);
+    let directory = Directory::open(vec![manifests.to_owned()], Vec::new())?;
     tracing::info!(manifests = %manifests.display(), "manager starts");
-    follow(manifests, core, (directory, first), shared, stop).await;
+    follow(manifests, core, directory, nodes, shared, stop).await;
     Ok(())
 }
 
@@ -164,54 +177,79 @@ async fn follow(
     manifests: &Path,
     mut core: Standalone,
     (mut directory, first): (Directory, Batch),
+    (mut nodes, first_nodes): (Directory, Batch),
     shared: &Shared,
     stop: &CancellationToken,
 ) {
     let mut told = Vec::new();
+    let mut heard = Vec::new();
+    core.take_nodes(&first_nodes);
     take(&mut core, &first);
     core.listed(Instant::now());
     loop {
         let (now, wall) = (Instant::now(), Timestamp::now());
         core.work(now, wall);
-        let mut problems = core.problems();
-        problems.extend(directory.error().map(|error| Problem {
-            object: "directory of manifests".to_owned(),
-            sentence: error.to_string(),
-        }));
-        tell(&mut told, problems.clone());
-        let mut reasons = Vec::new();
-        if directory.error().is_some() {
-            reasons.push("changes of the directory may be missed; see the log".to_owned());
-        }
-        let writes = core.writes();
-        if writes.1 > 0 {
-            reasons.push(format!(
-                "{} files are not written yet; see the log",
-                writes.1
-            ));
-        }
-        shared.set(Found {
-            source: manifests.display().to_string(),
-            alive: directory.error().is_none(),
-            last_list: wall,
-            services: core.core.counts(),
-            problems,
-            writes,
-            // What a file system refuses is among the problems.
-            writes_failed: 0,
-            events_lost: 0,
-            leading: true,
-            not_ready_because: reasons,
-        });
+        let found = found(manifests, &core, [&directory, &nodes], (now, wall));
+        tell(&mut told, found.problems.clone());
+        shared.set(found);
         let wake = core
             .next_wake(now, wall)
             .unwrap_or(now + SLEEP_MAX)
             .min(now + SLEEP_MAX);
         tokio::select! {
             batch = directory.next() => take(&mut core, &batch),
+            batch = nodes.next() => core.take_nodes(&batch),
+            () = hear(&mut core.agents, &mut heard) => core.take_heard(&mut heard, Instant::now()),
             () = tokio::time::sleep_until(wake.into()) => {}
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
         }
+    }
+    if let Some(agents) = core.agents {
+        agents.end().await;
+    }
+}
+
+/// What is told after each round, of the directories of manifests and of nodes.
+fn found(
+    manifests: &Path,
+    core: &Standalone,
+    directories: [&Directory; 2],
+    (now, wall): (Instant, Timestamp),
+) -> Found {
+    let mut problems = core.problems(now);
+    let what = ["directory of manifests", "directory of nodes"];
+    let faults = directories.map(Directory::error);
+    for (object, error) in what.into_iter().zip(faults) {
+        problems.extend(error.map(|error| Problem {
+            object: object.to_owned(),
+            sentence: error.to_string(),
+        }));
+    }
+    let [manifests_fault, _] = faults;
+    let mut reasons = Vec::new();
+    if manifests_fault.is_some() {
+        reasons.push("changes of the directory may be missed; see the log".to_owned());
+    }
+    let writes = core.writes();
+    if writes.1 > 0 {
+        reasons.push(format!(
+            "{} files are not written yet; see the log",
+            writes.1
+        ));
+    }
+    Found {
+        source: manifests.display().to_string(),
+        alive: manifests_fault.is_none(),
+        last_list: wall,
+        services: core.core.counts(),
+        problems,
+        writes,
+        // What a file system refuses is among the problems.
+        writes_failed: 0,
+        events_lost: 0,
+        leading: true,
+        handoff: core.handoff(now),
+        not_ready_because: reasons,
     }
 }
 

@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::core::{Core, Requests, Write};
+use super::agents::{self, Agents, when_full};
+use super::answers::Handoff;
+use super::core::{Core, Requests, Settings, Write};
 use crate::admin::Problem;
-use crate::api::file::ServiceStatus;
+use crate::api::file::{LoadBalancerNode, ServiceStatus};
 use crate::api::service_table::ServiceTable;
+use crate::handoff::manager::Heard;
+use crate::model::template::NodeAddresses;
 use crate::source::files::{Content, Files};
 use crate::source::index::Named;
 use crate::source::output::{Outputs, Writer};
@@ -18,6 +23,10 @@ use crate::source::output::{Outputs, Writer};
 /// A manager between files.
 pub struct Standalone {
     pub(super) core: Core,
+    /// None where connections are not handed off.
+    pub(super) agents: Option<Agents>,
+    /// Addresses of agents, as their files have them.
+    dialled: BTreeMap<Arc<str>, NodeAddresses>,
     outputs: Outputs,
     files: Files,
     /// Faults of tables that were on disk at the start.
@@ -27,13 +36,26 @@ pub struct Standalone {
 }
 
 impl Standalone {
-    /// Starts with the tables and statuses that are on disk.
+    /// Starts with the tables and statuses that are on disk, and without agents that could hand connections off.
     pub fn resume(
         outputs: Outputs,
         tables: &BTreeMap<PathBuf, Content>,
         statuses: &BTreeMap<PathBuf, Content>,
     ) -> Self {
-        let mut core = Core::new(Requests::Free);
+        Self::resume_with(None, outputs, tables, statuses)
+    }
+
+    /// The same, with agents.
+    pub(super) fn resume_with(
+        mut agents: Option<Agents>,
+        outputs: Outputs,
+        tables: &BTreeMap<PathBuf, Content>,
+        statuses: &BTreeMap<PathBuf, Content>,
+    ) -> Self {
+        let mut core = Core::new(Settings {
+            requests: Requests::Free,
+            when_full: when_full(agents.as_ref()),
+        });
         let mut table_faults = BTreeMap::new();
         for (path, content) in tables {
             match read_as::<ServiceTable>(content) {
@@ -55,8 +77,13 @@ impl Standalone {
                 core.resume_status(named, status);
             }
         }
+        if let Some(agents) = &mut agents {
+            agents.lead(&core, Instant::now());
+        }
         Self {
             core,
+            agents,
+            dialled: BTreeMap::new(),
             outputs,
             files: Files::default(),
             table_faults,
@@ -76,6 +103,45 @@ impl Standalone {
         }
         self.core.know(self.files.unknown(), now);
         self.core.settle(now);
+        self.name_agents();
+    }
+
+    /// Takes in what agents have written about their nodes.
+    pub(super) fn take_nodes(&mut self, batch: &BTreeMap<PathBuf, Content>) {
+        for (path, content) in batch {
+            let Some(name) = path.file_stem().and_then(|name| name.to_str()) else {
+                continue;
+            };
+            match (content, read_as::<LoadBalancerNode>(content)) {
+                (Content::Gone, _) => _ = self.dialled.remove(name),
+                (_, Ok(node)) => {
+                    let name = node.metadata.name.as_str().into();
+                    self.dialled
+                        .insert(name, agents::addresses(&node.addresses));
+                }
+                // What an agent writes is complete or not there; what is neither is not from one.
+                (Content::Text(_) | Content::Unreadable(_), Err(sentence)) => {
+                    tracing::warn!(path = %path.display(), "{sentence}; its agent is not asked");
+                }
+            }
+        }
+        self.name_agents();
+    }
+
+    /// Has the agents followed whose nodes exist.
+    fn name_agents(&mut self) {
+        if let Some(agents) = &self.agents {
+            let nodes = self.dialled.iter();
+            let nodes = nodes.filter(|(node, _)| self.core.index().has_node(node));
+            agents.name(nodes.map(|(node, at)| (Arc::clone(node), *at)).collect());
+        }
+    }
+
+    /// Takes in what agents say.
+    pub(super) fn take_heard(&mut self, heard: &mut Vec<Heard>, now: Instant) {
+        if let Some(agents) = &mut self.agents {
+            agents.take(heard, now);
+        }
     }
 
     /// Everything was listed once.
@@ -86,6 +152,9 @@ impl Standalone {
     /// Does what is due.
     pub fn work(&mut self, now: Instant, wall: Timestamp) {
         for write in self.core.work(now, wall) {
+            if let Some(agents) = &mut self.agents {
+                agents.written(&write, now);
+            }
             let (path, text) = match write {
                 Write::Table { named, table } => {
                     let object = table.map(|spec| {
@@ -113,16 +182,25 @@ impl Standalone {
             }
         }
         self.writes += self.writer.flush(now).len() as u64;
+        if let Some(agents) = &mut self.agents {
+            agents.work(&mut self.core, now, wall);
+        }
     }
 
     /// When there is something to do next without an event.
     pub fn next_wake(&self, now: Instant, wall: Timestamp) -> Option<Instant> {
-        let wakes = [self.core.next_wake(now, wall), self.writer.next_due()];
+        let wakes = [
+            self.core.next_wake(now, wall),
+            self.writer.next_due(),
+            self.agents
+                .as_ref()
+                .and_then(|agents| agents.next_wake(now)),
+        ];
         wakes.into_iter().flatten().min()
     }
 
     /// Everything that is wrong.
-    pub fn problems(&self) -> Vec<Problem> {
+    pub fn problems(&self, now: Instant) -> Vec<Problem> {
         let of_tables = self.table_faults.iter().map(|(path, sentence)| Problem {
             object: format!("file {}", path.display()),
             sentence: format!("{sentence}; its history is lost and it was written anew"),
@@ -133,7 +211,14 @@ impl Standalone {
             .chain(self.core.problems())
             .chain(of_tables)
             .chain(self.writer.problems())
+            .chain(self.agents.iter().flat_map(|agents| agents.problems(now)))
             .collect()
+    }
+
+    /// What is known of agents and retirements.
+    pub(super) fn handoff(&self, now: Instant) -> Handoff {
+        let told = self.agents.as_ref().map(|agents| agents.told(now));
+        told.unwrap_or_default()
     }
 
     /// Files written, and files that wait.

@@ -8,6 +8,7 @@ use crate::api::file::{
     API_VERSION, Condition, ConditionStatus, Metadata, ServiceStatus, condition,
 };
 use crate::model::assign::Assigned;
+use crate::model::problem::{Fault, Problem};
 use crate::model::service::Service;
 use crate::source::index::Named;
 
@@ -24,9 +25,12 @@ pub(super) fn of(
     before: Option<&ServiceStatus>,
     now: Timestamp,
 ) -> ServiceStatus {
+    // A full history is none while it is being handed off; see `retiring`, which knows since when and who is waited for.
+    let is_told = |problem: &&Problem| !matches!(problem.fault, Fault::HistoryFull(_));
     let problems: Vec<_> = assigned
         .problems
         .iter()
+        .filter(is_told)
         .map(|problem| problem.fault.to_string())
         .collect();
     let pending = service

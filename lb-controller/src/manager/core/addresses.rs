@@ -50,10 +50,6 @@ impl Addresses {
         }
     }
 
-    pub(super) fn requests(&self) -> Requests {
-        self.requests
-    }
-
     /// Reads Services that changed, and settles their addresses. Says which Services differ now.
     pub(super) fn settle(
         &mut self,

@@ -9,8 +9,8 @@ use super::{Core, State, Write};
 use crate::api::service_table::ServiceTableSpec;
 use crate::manager::status;
 use crate::model::assign::{self, History};
+use crate::model::retire::Wanted;
 use crate::model::service::Service;
-use crate::model::slot::WhenFull;
 use crate::source::index::Named;
 use crate::source::parse::{Kind, ObjectKey};
 
@@ -57,12 +57,13 @@ impl Core {
             &view,
             &History {
                 retired: std::mem::take(&mut state.retired),
-                when_full: WhenFull::OldestLeaves,
+                when_full: self.settings.when_full,
             },
             &mut state.memory,
             wall,
         );
         state.retirement = assigned.retirement;
+        self.note_retirement(named, assigned.retirement);
         state.deadline = assigned.deadline;
         if let Some(deadline) = state.deadline {
             self.deadlines.insert((deadline, named.clone()));
@@ -83,6 +84,14 @@ impl Core {
         }
         state.table = assigned.table;
         self.services.insert(named.clone(), state);
+    }
+
+    fn note_retirement(&mut self, named: &Named, wanted: Option<Wanted>) {
+        if wanted.is_some() {
+            self.retiring.insert(named.clone());
+        } else {
+            self.retiring.remove(named);
+        }
     }
 
     /// It is being looked at: whatever was due is done.
@@ -115,6 +124,7 @@ impl Core {
             return;
         }
         self.name_pods(named, before.as_ref(), None);
+        self.retiring.remove(named);
         let named = named.clone();
         out.push(Write::Table {
             named: named.clone(),

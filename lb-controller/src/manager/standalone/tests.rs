@@ -9,6 +9,8 @@ use std::time::Duration;
 use super::*;
 use crate::api::service_table::ServiceTableSpec;
 
+mod retirement;
+
 /// A directory that only exists here, and its manager.
 struct Bench {
     dir: tempfile::TempDir,
@@ -88,7 +90,7 @@ impl Bench {
 
     fn sentences(&self) -> Vec<String> {
         self.core
-            .problems()
+            .problems(self.start)
             .into_iter()
             .map(|problem| format!("{}: {}", problem.object, problem.sentence))
             .collect()

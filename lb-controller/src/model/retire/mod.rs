@@ -46,6 +46,17 @@ pub enum Wanted {
     Quiet,
 }
 
+impl Wanted {
+    /// As people and machines are told.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::HistoryFull => "history-full",
+            Self::ShapeWaits => "shape-waits",
+            Self::Quiet => "quiet",
+        }
+    }
+}
+
 /// What nodes are known to be.
 pub struct Nodes<'a> {
     /// Balancers whose agents the manager reaches, owners' nodes among them.
@@ -124,12 +135,25 @@ impl Retirement {
         nodes: &Nodes<'_>,
         now: Instant,
     ) -> Result<Vec<Action>, TableError> {
+        self.want_without(table, round, nodes, &BTreeSet::new(), now)
+    }
+
+    /// The same, but history on `mute` nodes stays: their agents are there, but did not answer lately.
+    pub fn want_without(
+        &mut self,
+        table: &ServiceTableSpec,
+        round: Round,
+        nodes: &Nodes<'_>,
+        mute: &BTreeSet<Arc<str>>,
+        now: Instant,
+    ) -> Result<Vec<Action>, TableError> {
         match self {
             Self::Idle => {}
             Self::Paused { until } if *until <= now => {}
             Self::Paused { .. } | Self::Asked(_) => return Ok(Vec::new()),
         }
-        let Some(proposal) = proposal(table, &|node| nodes.reachable.contains(node))? else {
+        let answers = |node: &str| nodes.reachable.contains(node) && !mute.contains(node);
+        let Some(proposal) = proposal(table, &answers)? else {
             return Ok(Vec::new());
         };
         let table = Arc::new(proposal.table.clone());
@@ -172,6 +196,29 @@ impl Retirement {
         }
     }
 
+    /// A node's agent has come back: what it was asked it does not do any more, and its answer is void until it answers again.
+    pub fn asked_anew(&mut self, node: &str) {
+        if let Self::Asked(asked) = self
+            && let Phase::HandingOff(positions) = &mut asked.phase
+        {
+            positions.remove(node);
+        }
+    }
+
+    /// A node can not do what it was asked: the attempt ends, if no version is written yet.
+    pub fn refused(&mut self, node: &str, round: Round, now: Instant) -> Vec<Action> {
+        match self {
+            Self::Asked(asked)
+                if asked.round == round
+                    && asked.owners().any(|owner| **owner == *node)
+                    && matches!(asked.phase, Phase::HandingOff(_)) =>
+            {
+                self.give_up(now)
+            }
+            Self::Idle | Self::Paused { .. } | Self::Asked(_) => Vec::new(),
+        }
+    }
+
     /// A version was written. What is in use again in it is not retired; if that is all there was, the attempt ends.
     pub fn table_changed(
         &mut self,
@@ -211,7 +258,42 @@ impl Retirement {
         match self {
             Self::Idle => None,
             Self::Paused { until } => Some(*until),
+            // The next thing to happen is that the version is written.
+            Self::Asked(asked) if asked.phase == Phase::Publishing => None,
             Self::Asked(asked) => Some(asked.until),
+        }
+    }
+
+    /// The attempt that is under way.
+    pub fn round(&self) -> Option<Round> {
+        match self {
+            Self::Idle | Self::Paused { .. } => None,
+            Self::Asked(asked) => Some(asked.round),
+        }
+    }
+
+    /// Where it stands, as people and machines are told.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Idle => "waiting",
+            Self::Paused { .. } => "paused",
+            Self::Asked(asked) => match asked.phase {
+                Phase::Spreading => "spreading",
+                Phase::HandingOff(_) => "handing-off",
+                Phase::Publishing => "publishing",
+                Phase::Settling(_) => "settling",
+            },
+        }
+    }
+
+    /// Owners' nodes that have been asked and have not answered.
+    pub fn silent(&self) -> BTreeSet<Arc<str>> {
+        match self {
+            Self::Asked(asked) => match &asked.phase {
+                Phase::HandingOff(positions) => asked.silent(positions),
+                Phase::Spreading | Phase::Publishing | Phase::Settling(_) => BTreeSet::new(),
+            },
+            Self::Idle | Self::Paused { .. } => BTreeSet::new(),
         }
     }
 
@@ -270,13 +352,19 @@ impl Asked {
                 let all = nodes.reachable.iter().chain(self.owners());
                 all.filter(lacks(self.proposal.base)).cloned().collect()
             }
-            Phase::HandingOff(positions) => {
-                let silent = self.owners().filter(|node| !positions.contains_key(*node));
-                silent.cloned().collect()
-            }
+            Phase::HandingOff(positions) => self.silent(positions),
             Phase::Publishing => BTreeSet::new(),
-            Phase::Settling(version) => self.owners().filter(lacks(*version)).cloned().collect(),
+            // Who is not there has dropped the proposal already.
+            Phase::Settling(version) => {
+                let there = self.owners().filter(|node| nodes.reachable.contains(*node));
+                there.filter(lacks(*version)).cloned().collect()
+            }
         }
+    }
+
+    fn silent(&self, positions: &BTreeMap<Arc<str>, Position>) -> BTreeSet<Arc<str>> {
+        let silent = self.owners().filter(|node| !positions.contains_key(*node));
+        silent.cloned().collect()
     }
 
     fn cancel(&self) -> Vec<Action> {

@@ -14,6 +14,7 @@ use crate::model::plan::mapped;
 use crate::source::directory::Batch as Files;
 
 const VIP: &str = "192.0.2.1";
+const NOBODY: [u32; 0] = [];
 
 /// A client's flow to the VIP.
 fn flow(client: u16) -> FlowKey {
@@ -133,7 +134,7 @@ fn a_reported_flow_is_pinned_here_first_and_its_pin_ends_with_it() {
         .agent
         .take_events(&[event(1000, &pod(2)), event(1001, &pod(1))]);
     assert_eq!(bench.pinned(&flow(1000)), [pod(2).identity()]);
-    assert_eq!(bench.pinned(&flow(1001)), [], "pod 1 is another node's");
+    assert_eq!(bench.pinned(&flow(1001)), NOBODY, "pod 1 is another node's");
     assert_ne!(bench.flags() & service_flag::PINS, 0, "it is looked up");
     assert_eq!(bench.agent.own_pins().len(), 1);
     let swept = Swept {
@@ -141,7 +142,7 @@ fn a_reported_flow_is_pinned_here_first_and_its_pin_ends_with_it() {
         ..Swept::default()
     };
     bench.agent.take_swept(swept, bench.now);
-    assert_eq!(bench.pinned(&flow(1000)), []);
+    assert_eq!(bench.pinned(&flow(1000)), NOBODY);
     bench.run(2);
     assert_eq!(bench.flags() & service_flag::PINS, 0);
     assert_eq!(bench.agent.problems(), []);
@@ -166,11 +167,11 @@ fn pins_of_another_node_are_acknowledged_once_the_maps_have_them() {
     };
     let refused = bench.tell("n2", foreign).unwrap().unwrap_err();
     assert_eq!(refused.reason, Reason::Foreign);
-    assert_eq!(bench.pinned(&flow(2)), []);
+    assert_eq!(bench.pinned(&flow(2)), NOBODY);
 
     writer.unpin(&flow(1));
     bench.follow(&mut writer);
-    assert_eq!(bench.pinned(&flow(1)), []);
+    assert_eq!(bench.pinned(&flow(1)), NOBODY);
 }
 
 #[test]
@@ -254,7 +255,11 @@ fn after_a_restart_own_flows_stay_pinned_and_others_until_their_writer_says_so()
     assert_eq!(bench.pinned(&flow(1)), [pod(1).identity()]);
     let mut started_again = other(8);
     bench.follow(&mut started_again);
-    assert_eq!(bench.pinned(&flow(1)), [], "it has no such flow any more");
+    assert_eq!(
+        bench.pinned(&flow(1)),
+        NOBODY,
+        "it has no such flow any more"
+    );
     assert_eq!(bench.pinned(&flow(1000)), [pod(2).identity()]);
 }
 
