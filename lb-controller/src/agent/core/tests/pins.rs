@@ -219,12 +219,9 @@ fn a_service_knows_whether_the_pins_of_its_owners_are_here() {
         .agent
         .take_arrival(Arrival::Ended { writer }, bench.now);
     bench.run(1);
-    assert!(
-        is_up(&bench),
-        "what is here stays here until it is known to be old"
-    );
+    assert!(!is_up(&bench), "what it has pinned since is not known");
     bench.run(70);
-    assert!(is_up(&bench));
+    assert!(is_up(&bench), "it is not waited for for ever");
 }
 
 #[test]
