@@ -9,6 +9,9 @@ use super::objects::Phase;
 pub(crate) enum Scenario {
     /// Every pod is replaced by a new one, one after the other.
     Rollout,
+    /// Every pod is replaced five times: more history than tables remember, so that it is handed off and retired.
+    #[value(name = "rollout-5")]
+    Rollouts,
     /// From 2 to 5 pods.
     #[value(name = "scale-2-5")]
     ScaleUp,
@@ -81,6 +84,7 @@ impl Scenario {
     pub(crate) fn start(self) -> Start {
         let (first, next) = match self {
             Self::Rollout
+            | Self::Rollouts
             | Self::Readiness
             | Self::TargetPort
             | Self::AgentKill
@@ -100,6 +104,7 @@ impl Scenario {
         let at = CALM_MS;
         match self {
             Self::Rollout => rollout(at, 0..6),
+            Self::Rollouts => rollout(at, 0..5 * 6),
             Self::ScaleUp => vec![step(at, Change::Add(3))],
             Self::ScaleDown => leave(at, vec![3, 4]),
             Self::Resize => vec![step(at, Change::Add(1))],
@@ -120,6 +125,7 @@ impl Scenario {
         match self {
             Self::AgentKill | Self::AgentRestart | Self::AgentUpgrade => true,
             Self::Rollout
+            | Self::Rollouts
             | Self::ScaleUp
             | Self::ScaleDown
             | Self::Resize
