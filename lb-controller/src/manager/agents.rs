@@ -150,6 +150,7 @@ impl Agents {
 
     /// Does what is due. Comes after all that the core has written was taken in.
     pub(super) fn work(&mut self, core: &mut Core, now: Instant, wall: Timestamp) {
+        core.set_when_full(self.when_full());
         self.retiring.want(core.retirements(), now, wall);
         for todo in self.retiring.work(now) {
             match todo {
@@ -159,6 +160,16 @@ impl Agents {
                 }
                 Todo::Send { node, instruction } => self.send(&node, instruction, now),
             }
+        }
+    }
+
+    /// With keys and certificates agents can be asked to hand connections off, and a change waits until they have. Until there
+    /// are some nobody can, and a change that waited would wait for ever.
+    fn when_full(&self) -> WhenFull {
+        if self.tls.borrow().credentials.is_some() {
+            WhenFull::Waits
+        } else {
+            WhenFull::OldestLeaves
         }
     }
 
@@ -216,15 +227,6 @@ pub(super) async fn hear(agents: &mut Option<Agents>, batch: &mut Vec<Heard>) {
     match agents {
         Some(agents) => agents.next(batch).await,
         None => std::future::pending().await,
-    }
-}
-
-/// With agents that can be asked to hand connections off a change waits until they have.
-pub(super) fn when_full(agents: Option<&Agents>) -> WhenFull {
-    if agents.is_some() {
-        WhenFull::Waits
-    } else {
-        WhenFull::OldestLeaves
     }
 }
 

@@ -267,6 +267,17 @@ impl Core {
         self.settings.when_full
     }
 
+    /// Agents can be asked to hand connections off from here on, or no more.
+    pub fn set_when_full(&mut self, when_full: WhenFull) {
+        if self.settings.when_full != when_full {
+            tracing::info!(
+                ?when_full,
+                "what becomes of changes without room for history"
+            );
+            self.settings.when_full = when_full;
+        }
+    }
+
     /// Wants a Service looked at, no sooner than its table may be written.
     fn mark(&mut self, named: &Named, now: Instant) {
         if let Some(state) = self.services.get_mut(named) {

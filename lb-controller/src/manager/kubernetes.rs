@@ -31,12 +31,13 @@ use self::desk::Desk;
 use self::events::Notes;
 use self::known::{status_of, version};
 use self::statuses::Statuses;
-use super::agents::{self, Agents, hear, when_full};
+use super::agents::{self, Agents, hear};
 use super::answers::{Found, Shared};
 use super::core::{Core, Requests, Settings};
 use super::{SLEEP_MAX, tell};
 use crate::admin::Problem;
 use crate::handoff::manager::Heard;
+use crate::model::slot::WhenFull;
 use crate::source::index::{Event, Named};
 use crate::source::kubernetes::{EVENTS_MAX, Watches, follow, manager as wanted};
 use crate::source::parse::{Kind, Object, ObjectKey};
@@ -72,7 +73,7 @@ pub(super) async fn run(
     let shell = Shell {
         core: Core::new(Settings {
             requests: Requests::FromPools,
-            when_full: when_full(agents.as_ref()),
+            when_full: WhenFull::OldestLeaves,
         }),
         agents,
         balancers_changed: false,

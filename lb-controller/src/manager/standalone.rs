@@ -8,13 +8,14 @@ use std::time::Instant;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::agents::{self, Agents, when_full};
+use super::agents::{self, Agents};
 use super::answers::Handoff;
 use super::core::{Core, Requests, Settings, Write};
 use crate::admin::Problem;
 use crate::api::file::{LoadBalancerNode, ServiceStatus};
 use crate::api::service_table::ServiceTable;
 use crate::handoff::manager::Heard;
+use crate::model::slot::WhenFull;
 use crate::model::template::NodeAddresses;
 use crate::source::files::{Content, Files};
 use crate::source::index::Named;
@@ -54,7 +55,7 @@ impl Standalone {
     ) -> Self {
         let mut core = Core::new(Settings {
             requests: Requests::Free,
-            when_full: when_full(agents.as_ref()),
+            when_full: WhenFull::OldestLeaves,
         });
         let mut table_faults = BTreeMap::new();
         for (path, content) in tables {

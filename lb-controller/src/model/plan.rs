@@ -225,7 +225,7 @@ fn cells(slots: &Slots, ids: &[u32], substitutes: &Substitutes<'_>) -> Vec<u32> 
             // It refuses first packets, but packets in the middle of flows still go to who may own them: it deviates from
             // the newest older one to nobody.
             None => to[cell::AGREED] = id(older.next()),
-            Some(current) if substitutes.is_suspected(current) => {
+            Some(current) if substitutes.is_out(slot) => {
                 to[cell::AGREED] = id(Some(current));
                 to[cell::FIRST] = id(substitute.or(Some(current)));
             }

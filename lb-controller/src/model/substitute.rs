@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use siphasher::sip::SipHasher24;
 
-use super::slot::Slots;
+use super::slot::{Slot, Slots};
 
 /// The substitutes of one group's slots.
 pub(super) struct Substitutes<'a> {
@@ -24,10 +24,9 @@ pub(super) struct Substitutes<'a> {
 impl<'a> Substitutes<'a> {
     pub(super) fn new(slots: &'a Slots, suspected: &'a BTreeSet<Arc<str>>) -> Self {
         let open = usize::from(slots.shape.slots());
-        let serving = slots
-            .slots
-            .iter()
-            .take(open)
+        let open = slots.slots.iter().take(open);
+        let serving = open
+            .filter(|slot| !has_left(slot))
             .filter_map(|slot| slot.current);
         let serving: BTreeSet<u32> = serving.collect();
         let ring = serving.into_iter().filter_map(|number| {
@@ -44,14 +43,13 @@ impl<'a> Substitutes<'a> {
         }
     }
 
-    /// Whether the node of a candidate seems to be down.
-    pub(super) fn is_suspected(&self, number: u32) -> bool {
-        !self.suspected.is_empty()
-            && self
-                .slots
-                .candidates
-                .get(number as usize)
-                .is_some_and(|candidate| self.suspected.contains(&candidate.node))
+    /// Whether a slot's occupant gets no first packets: it has left, or its node seems to be down.
+    pub(super) fn is_out(&self, slot: &Slot) -> bool {
+        let is_suspected = |number: u32| {
+            let candidate = self.slots.candidates.get(number as usize);
+            candidate.is_some_and(|candidate| self.suspected.contains(&candidate.node))
+        };
+        has_left(slot) || !self.suspected.is_empty() && slot.current.is_some_and(is_suspected)
     }
 
     /// The substitute of a slot; none if it has no occupant to stand in for, or nobody else serves.
@@ -67,6 +65,13 @@ impl<'a> Substitutes<'a> {
             .map(|(_, number)| *number)
             .find(|number| uid(*number) != uid(current))
     }
+}
+
+/// Whether a slot names somebody who serves no more, since there was no room to remember who did: see
+/// [`super::slot::WhenFull::Waits`].
+fn has_left(slot: &Slot) -> bool {
+    slot.vacant
+        .is_some_and(|vacant| vacant.home.is_some() && vacant.home == slot.current)
 }
 
 /// A place on the ring. Unkeyed: clients have no say in UIDs and slots.
@@ -86,7 +91,7 @@ mod tests {
     use crate::model::assignment::{Input, Waiting, assign};
     use crate::model::candidate::Candidate;
     use crate::model::shape::{HashFields, Weight};
-    use crate::model::slot::WhenFull;
+    use crate::model::slot::{Vacant, WhenFull};
 
     /// Slots of pods p0 … on nodes n0, n1, n2.
     fn slots(pods: usize) -> Slots {
@@ -140,6 +145,27 @@ mod tests {
     #[test]
     fn nobody_stands_in_for_the_only_pod() {
         assert_eq!(all(&slots(1), &suspects(&[])), [None]);
+    }
+
+    #[test]
+    fn who_has_left_stands_in_for_nobody_and_gets_no_first_packets() {
+        let mut slots = slots(3);
+        let none = suspects(&[]);
+        assert!(!Substitutes::new(&slots, &none).is_out(&slots.slots[1]));
+        let left = slots.slots[1].current;
+        slots.slots[1].vacant = Some(Vacant {
+            since: Timestamp::UNIX_EPOCH,
+            home: left,
+        });
+        let substitutes = Substitutes::new(&slots, &none);
+        assert!(substitutes.is_out(&slots.slots[1]));
+        for at in 0..3 {
+            assert!(
+                substitutes
+                    .of(at)
+                    .is_some_and(|number| Some(number) != left)
+            );
+        }
     }
 
     #[test]
