@@ -10,6 +10,7 @@ pub(super) mod handing;
 mod health;
 mod inputs;
 pub(super) mod pins;
+mod streams;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};

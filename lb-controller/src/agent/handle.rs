@@ -57,8 +57,8 @@ impl Handle {
 
     /// What was found there.
     pub(super) fn swept(&self, swept: Swept) -> Answer<()> {
-        self.ask(|core| {
-            core.take_swept(swept, Instant::now());
+        self.ask(move |core| {
+            core.take_swept(&swept, Instant::now());
             Ok(())
         })
     }

@@ -55,7 +55,7 @@ pub(super) async fn run(
                 tell(&handle, swept).await;
             }
             Ok(Err(error)) => {
-                tracing::warn!(%error, "flows can not be looked through; tried again")
+                tracing::warn!(%error, "flows can not be looked through; tried again");
             }
             Err(_) => return,
         }

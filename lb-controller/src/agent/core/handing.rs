@@ -57,7 +57,7 @@ impl Core {
                 answer,
             } => {
                 if let Some(held) = self.hear_hello(&writer, &hello, now) {
-                    _ = answer.send(Ok(held));
+                    _ = answer.send(held);
                 }
             }
             Arrival::Message {

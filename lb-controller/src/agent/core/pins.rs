@@ -21,26 +21,20 @@ use tokio::sync::Notify;
 use super::{Core, Origin, chain, view};
 use crate::dataplane::flows::FlowRecord;
 use crate::handoff::counts::{Streams, Tally};
-use crate::handoff::message::{Hello, Reason, Refused};
 use crate::handoff::outbox::Outbox;
-use crate::handoff::server::CopyAnswer;
 use crate::handoff::{Nodes, Others, RECORDS_MAX};
-use crate::liveness::State;
 use crate::model::endpoint::is_alive;
-use crate::model::freshness::{self, Stream};
-use crate::model::gate::{Gate, Known, gate};
+use crate::model::freshness::Stream;
 use crate::model::op::{Op, PinKey};
 use crate::model::pins::{
-    Batch, FlowKey, Incarnation, Message, PinOp, PinnedPod, Position, Receiver, Snapshot, Writer,
+    Batch, FlowKey, Incarnation, PinOp, PinnedPod, Position, Receiver, Writer,
 };
 use crate::model::plan::address_of;
 use crate::model::secret::identity;
 use crate::model::template::NodeAddresses;
 
-/// How often a version is looked at again that waits for pins.
-const GATE_POLL: Duration = Duration::from_millis(20);
-/// How long a version waits for pins at most: an owner that never brings them must not hold up all changes here.
-const GATE_WAIT: Duration = freshness::STREAMS_WAIT;
+/// How long to wait until it is tried again to read what the maps have pinned.
+const START_RETRY: Duration = Duration::from_millis(20);
 
 /// What is known about pins.
 pub(in crate::agent) struct Pins {
@@ -50,13 +44,13 @@ pub(in crate::agent) struct Pins {
     pub(super) outbox: Option<Arc<Outbox>>,
     pub(super) receiver: Receiver,
     /// What the receiver has answered and the maps do not hold yet: until they do, nothing is acknowledged.
-    undone: Vec<PinOp>,
+    pub(super) undone: Vec<PinOp>,
     /// Streams of other nodes.
-    writers: BTreeMap<Arc<str>, Writing>,
+    pub(super) writers: BTreeMap<Arc<str>, Writing>,
     /// Nodes whose pins are not all here, and are waited for.
-    missing: BTreeSet<Arc<str>>,
+    pub(super) missing: BTreeSet<Arc<str>>,
     /// When one of them is given up.
-    missing_until: Option<Instant>,
+    pub(super) missing_until: Option<Instant>,
     /// How the streams to others are.
     pub(in crate::agent) streams: Tally<Streams>,
     /// Wakes who looks through the flows.
@@ -68,11 +62,11 @@ pub(in crate::agent) struct Pins {
 }
 
 /// The stream of another node.
-struct Writing {
+pub(super) struct Writing {
     /// Since when it is waited for: when the node came, the stream ended, or this agent started.
-    since: Instant,
+    pub(super) since: Instant,
     /// Where the writer was when it began; none while there is no stream.
-    greeted: Option<Position>,
+    pub(super) greeted: Option<Position>,
 }
 
 impl Pins {
@@ -93,7 +87,7 @@ impl Pins {
     }
 
     /// How a node's stream is.
-    fn stream(&self, node: &Arc<str>, is_down: bool, started: Instant) -> Stream {
+    pub(super) fn stream(&self, node: &Arc<str>, is_down: bool, started: Instant) -> Stream {
         match self.writers.get(node) {
             Some(Writing {
                 greeted: Some(written),
@@ -189,7 +183,7 @@ impl Core {
             && let Err(error) = self.start_pins(now)
         {
             self.pins.fault = Some(chain(&error));
-            return Some(now + GATE_POLL);
+            return Some(now + START_RETRY);
         }
         self.carry_out(now);
         self.look_for_streams(now);
@@ -313,7 +307,7 @@ impl Core {
     }
 
     /// Takes in what a look through the flows has found.
-    pub(in crate::agent) fn take_swept(&mut self, swept: Swept, now: Instant) {
+    pub(in crate::agent) fn take_swept(&mut self, swept: &Swept, now: Instant) {
         let Some(outbox) = self.pins.outbox.clone() else {
             return;
         };
@@ -368,7 +362,7 @@ impl Core {
     }
 
     /// Brings the maps in line with the receiver.
-    fn carry_out(&mut self, now: Instant) {
+    pub(super) fn carry_out(&mut self, now: Instant) {
         let undone = std::mem::take(&mut self.pins.undone);
         let mut left = undone.into_iter();
         while let Some(op) = left.next() {
@@ -388,174 +382,6 @@ impl Core {
                 }
             }
         }
-    }
-
-    /// A writer's stream begins. The answer is what the maps hold of its pins; none: not now.
-    pub(super) fn hear_hello(
-        &mut self,
-        writer: &Arc<str>,
-        hello: &Hello,
-        now: Instant,
-    ) -> Option<Option<Position>> {
-        self.pins.outbox.as_ref()?;
-        self.carry_out(now);
-        if !self.pins.undone.is_empty() {
-            return None;
-        }
-        let greeted = Some(hello.position);
-        let writing = Writing {
-            since: now,
-            greeted,
-        };
-        self.pins.writers.insert(Arc::clone(writer), writing);
-        self.look_for_streams(now);
-        Some(self.pins.receiver.position(writer))
-    }
-
-    /// A writer says something. The answer is what the maps hold of its pins now; none: not now.
-    pub(super) fn hear(
-        &mut self,
-        writer: &Arc<str>,
-        message: Message,
-        now: Instant,
-    ) -> Option<Result<Option<Position>, Refused>> {
-        self.pins.outbox.as_ref()?;
-        let taken = self.pins.receiver.take(writer, message);
-        self.pins.undone.extend(taken.ops);
-        self.carry_out(now);
-        if !self.pins.undone.is_empty() {
-            return None;
-        }
-        self.look_for_streams(now);
-        self.tables_wait_no_more(now);
-        match &taken.refused {
-            Some(refusal) => {
-                let refused = Refused::from(refusal);
-                if refused.reason == Reason::Full {
-                    self.pins.fault = Some(refused.sentence.clone());
-                }
-                Some(Err(refused))
-            }
-            None => Some(Ok(self.pins.receiver.position(writer))),
-        }
-    }
-
-    /// A writer's stream has ended.
-    pub(super) fn hear_end(&mut self, writer: &Arc<str>, now: Instant) {
-        self.pins.await_stream(Arc::clone(writer), now);
-        self.look_for_streams(now);
-    }
-
-    /// The next writer's pins after one, for a node that joins.
-    pub(super) fn copy(&self, after: Option<&Arc<str>>) -> CopyAnswer {
-        if self.pins.outbox.is_none() {
-            return Err("this node does not know all pins itself yet".to_owned());
-        }
-        let mut writers = self.pins.receiver.positions();
-        let next = writers.find(|(writer, _)| after.is_none_or(|after| *writer > after));
-        Ok(next.map(|(writer, position)| {
-            let pins = self.pins.receiver.pins_of(writer).into_iter().collect();
-            (Arc::clone(writer), Snapshot { position, pins })
-        }))
-    }
-
-    /// Finds out whose pins are missing; Services with pods there must know.
-    pub(super) fn look_for_streams(&mut self, now: Instant) {
-        if !self.pins.is_on {
-            return;
-        }
-        let liveness = Arc::clone(&self.announcing.liveness);
-        let is_down = |node: &str| {
-            liveness
-                .peers
-                .get(node)
-                .is_some_and(|peer| peer.state == State::Down)
-        };
-        let agents = self.agents();
-        self.forget_nodes(&agents);
-        let owners = agents
-            .keys()
-            .map(|node| (node, self.pins.stream(node, is_down(node), self.started)));
-        let (missing, until) = match freshness::streams(owners, now) {
-            freshness::Streams::Up => (BTreeSet::new(), None),
-            freshness::Streams::Missing { nodes, until } => (nodes, Some(until)),
-        };
-        self.pins.missing_until = until;
-        if missing == self.pins.missing {
-            return;
-        }
-        let changed: BTreeSet<Arc<str>> = missing
-            .symmetric_difference(&self.pins.missing)
-            .cloned()
-            .collect();
-        self.pins.missing = missing;
-        self.tables_again(now, |spec| {
-            spec.nodes
-                .iter()
-                .any(|node| changed.contains(node.as_str()))
-        });
-    }
-
-    /// Pins of nodes that are gone go with their pods. Only for who knows all nodes.
-    fn forget_nodes(&mut self, agents: &BTreeMap<Arc<str>, NodeAddresses>) {
-        let own = self.settings.node.as_str();
-        let gone = |node: &Arc<str>| {
-            **node != *own && !agents.contains_key(node) && !self.index.has_node(node)
-        };
-        let writers = self.pins.receiver.positions().map(|(writer, _)| writer);
-        let gone: Vec<Arc<str>> = writers.filter(|node| gone(node)).cloned().collect();
-        for node in gone {
-            let ops = self.pins.receiver.forget_writer(&node);
-            self.pins.undone.extend(ops);
-            self.pins.writers.remove(&node);
-            if let Some(outbox) = &self.pins.outbox {
-                outbox.with(|writer| writer.forget(&node));
-            }
-        }
-    }
-
-    /// Whether the pins of all live nodes with pods of a Service are here.
-    pub(super) fn streams_up(&self, nodes: &[String]) -> bool {
-        !nodes
-            .iter()
-            .any(|node| self.pins.missing.contains(node.as_str()))
-    }
-
-    /// Whether a version may be applied now; else when to look again. One that has waited for long is applied nevertheless.
-    pub(super) fn gate_of(
-        &self,
-        spec: &crate::api::service_table::ServiceTableSpec,
-        waits_since: &mut Option<Instant>,
-        now: Instant,
-    ) -> Option<Instant> {
-        if !self.pins.is_on {
-            return None;
-        }
-        let known = Known {
-            received: &|writer| self.pins.receiver.position(writer),
-            reachable: &|writer| {
-                let writing = self.pins.writers.get(writer);
-                writing.is_some_and(|writing| writing.greeted.is_some())
-            },
-            dead: &|node| !self.index.has_node(node),
-        };
-        let Gate::Waits { streams, copies } = gate(&spec.watermarks, &known) else {
-            *waits_since = None;
-            return None;
-        };
-        let since = *waits_since.get_or_insert(now);
-        if now.saturating_duration_since(since) >= GATE_WAIT {
-            tracing::warn!(
-                service = spec.service_uid,
-                version = spec.version,
-                ?streams,
-                ?copies,
-                "pins that a version relies on have not come; it is applied without them"
-            );
-            *waits_since = None;
-            return None;
-        }
-        Some(now + GATE_POLL)
     }
 
     /// What whoever looks through the flows needs to know: pinned flows and their pods.
@@ -591,7 +417,7 @@ impl Pins {
         self.missing.iter()
     }
 
-    fn await_stream(&mut self, node: Arc<str>, now: Instant) {
+    pub(super) fn await_stream(&mut self, node: Arc<str>, now: Instant) {
         let greeted = None;
         self.writers.insert(
             node,

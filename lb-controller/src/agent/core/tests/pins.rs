@@ -141,7 +141,7 @@ fn a_reported_flow_is_pinned_here_first_and_its_pin_ends_with_it() {
         ended: vec![flow(1000)],
         ..Swept::default()
     };
-    bench.agent.take_swept(swept, bench.now);
+    bench.agent.take_swept(&swept, bench.now);
     assert_eq!(bench.pinned(&flow(1000)), NOBODY);
     bench.run(2);
     assert_eq!(bench.flags() & service_flag::PINS, 0);
@@ -303,7 +303,7 @@ fn a_proposal_is_answered_when_balancers_have_what_it_would_not_find() {
         proposals: vec![5],
         ..Swept::default()
     };
-    bench.agent.take_swept(swept, bench.now);
+    bench.agent.take_swept(&swept, bench.now);
     bench.run(1);
     let position = bench.agent.pins.written().unwrap();
     assert_eq!(told.try_recv(), Ok(Report::RetireReady { id: 5, position }));
