@@ -212,14 +212,16 @@ fn pinned(pins: &Pins) -> String {
         proposals,
         streams,
     } = pins;
-    let mut text = format!("pins       {own} own, {held} held, written up to {written}\n");
-    if !missing.is_empty() {
-        text += &format!("waits for  pins of {}\n", missing.join(", "));
-    }
-    if *proposals > 0 {
-        text += &format!("hands off  flows for {proposals} tables that forget\n");
-    }
-    text.push('\n');
+    let waits = match missing.as_slice() {
+        [] => String::new(),
+        [..] => format!("waits for  pins of {}\n", missing.join(", ")),
+    };
+    let hands = match proposals {
+        0 => String::new(),
+        _ => format!("hands off  flows for {proposals} tables that forget\n"),
+    };
+    let text =
+        format!("pins       {own} own, {held} held, written up to {written}\n{waits}{hands}\n");
     let mut rows = table([
         "PINS TO",
         "STATE",

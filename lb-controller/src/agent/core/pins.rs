@@ -87,15 +87,14 @@ impl Pins {
     }
 
     /// How a node's stream is.
-    pub(super) fn stream(&self, node: &Arc<str>, is_down: bool, started: Instant) -> Stream {
+    pub(super) fn stream(&self, node: &Arc<str>, is_down: bool) -> Stream {
         match self.writers.get(node) {
             Some(Writing {
                 greeted: Some(written),
                 ..
             }) if self.receiver.position(node) >= Some(*written) => Stream::Complete,
-            _ if is_down => Stream::Down,
-            Some(writing) => Stream::Awaited(writing.since),
-            None => Stream::Awaited(started),
+            Some(writing) if !is_down => Stream::Awaited(writing.since),
+            Some(_) | None => Stream::Down,
         }
     }
 
@@ -244,9 +243,7 @@ impl Core {
             "pins are handed off from here on"
         );
         self.pins.outbox = Some(Outbox::new(Writer::new(incarnation, kept)));
-        for node in self.agents().into_keys() {
-            self.pins.await_stream(node, now);
-        }
+        self.look_for_streams(now);
         self.follow_own();
         Ok(())
     }
@@ -415,6 +412,18 @@ impl Pins {
     /// Nodes whose pins are not all here, and are waited for.
     pub(in crate::agent) fn missing(&self) -> impl Iterator<Item = &Arc<str>> {
         self.missing.iter()
+    }
+
+    /// A node that is there is waited for from now on, if it was not yet; one that is down from when it returns.
+    pub(super) fn expect_stream(&mut self, node: &Arc<str>, is_down: bool, now: Instant) {
+        let fresh = Writing {
+            since: now,
+            greeted: None,
+        };
+        let writing = self.writers.entry(Arc::clone(node)).or_insert(fresh);
+        if is_down && writing.greeted.is_none() {
+            writing.since = now;
+        }
     }
 
     pub(super) fn await_stream(&mut self, node: Arc<str>, now: Instant) {

@@ -105,9 +105,12 @@ impl Core {
         };
         let agents = self.agents();
         self.forget_nodes(&agents);
+        for node in agents.keys() {
+            self.pins.expect_stream(node, is_down(node), now);
+        }
         let owners = agents
             .keys()
-            .map(|node| (node, self.pins.stream(node, is_down(node), self.started)));
+            .map(|node| (node, self.pins.stream(node, is_down(node))));
         let (missing, until) = match freshness::streams(owners, now) {
             freshness::Streams::Up => (BTreeSet::new(), None),
             freshness::Streams::Missing { nodes, until } => (nodes, Some(until)),
