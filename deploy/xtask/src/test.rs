@@ -210,6 +210,7 @@ const LAB_SEED: &str = "1";
 const LABS: &[&[&str]] = &[
     &[],
     &["run", "rollout"],
+    &["run", "rollout-5"],
     &["run", "scale-2-5"],
     &["run", "scale-5-3"],
     &["run", "scale-10-11"],
