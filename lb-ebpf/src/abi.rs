@@ -763,9 +763,10 @@ pub enum Limited {
     Report,
 }
 
-/// Flows that a node reports per second while they are half-open, a quarter of them on each processor: what comes faster is
-/// a flood, and must not fill the balancers with pins. A flow that is left out is reported when its client answers.
-pub const HALF_OPEN_REPORTS_PER_SECOND: u64 = 4_000;
+/// Flows that a node reports per second while they are half-open, a quarter of them on each processor: what comes faster may
+/// be a flood, and must not fill the balancers with pins, of which half-open flows keep theirs for half a minute at most. A
+/// flow that is left out is reported when its client answers.
+pub const HALF_OPEN_REPORTS_PER_SECOND: u64 = 1_000;
 
 impl Limited {
     /// How many there are.

@@ -36,6 +36,7 @@ use crate::dataplane::attach::Interface;
 use crate::dataplane::links::{IfIndex, Links};
 use crate::dataplane::next_hop::NextHops;
 use crate::dataplane::{ApplyError, Dataplane};
+use crate::handoff::Others;
 use crate::metrics::Work;
 use crate::model::installed::Installed;
 use crate::model::plan;
@@ -183,6 +184,8 @@ pub struct Core {
     pub(super) announcing: Announcing,
     /// Carrying out who announces what.
     announce: Attempt,
+    /// Other nodes that have an agent.
+    pub(super) agents: Arc<Others>,
     pub(super) pins: Pins,
     handing: Handing,
     /// When something about pins is to be looked at.
@@ -251,6 +254,7 @@ impl Core {
             peer_heard: false,
             announcing: Announcing::adopt(adopted),
             announce: Attempt::default(),
+            agents: Arc::default(),
             pins: Pins::new(hands_off),
             handing: Handing::default(),
             pins_due: None,

@@ -22,6 +22,8 @@ pub(super) struct Streams {
     node: Arc<str>,
     nodes: watch::Sender<Nodes>,
     balancers: watch::Sender<Others>,
+    /// What `nodes` and `balancers` were told last.
+    agents: Arc<Others>,
     /// None if connections are not handed off.
     dialler: Option<Dialler>,
     is_telling: bool,
@@ -41,6 +43,7 @@ impl Streams {
             node: node.into(),
             nodes,
             balancers,
+            agents: Arc::default(),
             dialler: None,
             is_telling: false,
             stop: stop.clone(),
@@ -78,11 +81,15 @@ impl Streams {
     /// Tells the streams who is there, if that has changed; and begins to tell pins once they are known.
     pub(super) fn tell(&mut self, core: &Core) {
         let Some(dialler) = &self.dialler else { return };
-        let nodes = core.handoff_nodes();
-        self.nodes.send_if_modified(|told| replace(told, nodes));
-        let balancers = core.handoff_balancers();
-        self.balancers
-            .send_if_modified(|told| replace(told, balancers));
+        let (own, agents) = core.whereabouts();
+        if own != self.nodes.borrow().own || !Arc::ptr_eq(&agents, &self.agents) {
+            self.agents = agents;
+            let nodes = core.handoff_nodes();
+            self.nodes.send_if_modified(|told| replace(told, nodes));
+            let balancers = core.handoff_balancers();
+            self.balancers
+                .send_if_modified(|told| replace(told, balancers));
+        }
         if let Some(outbox) = core.outbox()
             && !self.is_telling
         {

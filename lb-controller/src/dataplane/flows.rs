@@ -47,6 +47,17 @@ impl Default for IdleTimeouts {
     }
 }
 
+/// How long a half-open flow is worth a pin after the last packet of either side: until the pod has sent its SYN-ACK for the
+/// fifth time, 15 seconds after the fourth (`net.ipv4.tcp_synack_retries`).
+const HALF_OPEN_PIN_TICKS: u32 = ticks(16);
+/// How long a closed flow is: a few times as long as its last packets are sent again.
+const CLOSED_PIN_TICKS: u32 = ticks(3);
+
+/// Whether a flow was closed by both ends, or reset by one.
+const fn is_closed(client: u8, pod: u8) -> bool {
+    client & pod & flow_state::FIN != 0 || (client | pod) & flow_state::RST != 0
+}
+
 /// Whole ticks in so many seconds, rounded up.
 const fn ticks(seconds: u64) -> u32 {
     (seconds * 1_000_000_000).div_ceil(1 << abi::TICK_SHIFT) as u32
@@ -66,12 +77,9 @@ pub fn now_tick() -> u32 {
 /// `seen` may be ahead of `now_tick`, since packets pass meanwhile; that is not a long silence.
 pub fn expired<A>(flow: &Flow<A>, protocol: u8, now_tick: u32, timeouts: &IdleTimeouts) -> bool {
     let idle = now_tick.wrapping_sub(flow.seen).cast_signed().max(0);
-    let both = flow.client & flow.pod;
-    let either = flow.client | flow.pod;
-    let closed = both & flow_state::FIN != 0 || either & flow_state::RST != 0;
     let limit = match protocol {
         UDP => timeouts.udp_ticks,
-        TCP | SCTP if closed => timeouts.closing_ticks,
+        TCP | SCTP if is_closed(flow.client, flow.pod) => timeouts.closing_ticks,
         _ => timeouts.tcp_ticks,
     };
     idle.cast_unsigned() > limit
@@ -99,10 +107,15 @@ pub struct FlowRecord {
 }
 
 impl FlowRecord {
-    /// Whether packets of it may still come: a half-open flow that nothing came of is only forgotten when its place is
-    /// wanted.
+    /// Whether it is worth a pin. A half-open flow that nothing came of is only forgotten when its place is wanted, and of one
+    /// that was closed nothing but a late acknowledgement can be lost.
     pub fn is_open(&self) -> bool {
-        self.stage != Stage::HalfOpen || self.idle_ticks <= abi::HALF_OPEN_IDLE_TICKS
+        let limit = match self.stage {
+            Stage::HalfOpen => HALF_OPEN_PIN_TICKS,
+            Stage::Known { client, pod } if is_closed(client, pod) => CLOSED_PIN_TICKS,
+            Stage::Known { .. } => u32::MAX,
+        };
+        self.idle_ticks <= limit
     }
 }
 
@@ -191,11 +204,7 @@ where
     ) -> Result<More, ApplyError> {
         let mut more = More::Yes;
         self.flows.scan(|key, flow| {
-            let stage = Stage::Known {
-                client: flow.client,
-                pod: flow.pod,
-            };
-            more = visit(known_record(key, flow, stage, now_tick));
+            more = visit(known_record(key, flow, now_tick));
             more
         })?;
         if more == More::No {
@@ -208,23 +217,22 @@ where
         Ok(more)
     }
 
-    /// Whether packets of a flow may still come.
+    /// Whether a flow is worth a pin.
     fn is_open(&self, key: &Tuple<A>, now_tick: u32) -> Result<bool, ApplyError> {
-        if self.flows.get(key)?.is_some() {
-            return Ok(true);
+        if let Some(flow) = self.flows.get(key)? {
+            return Ok(known_record(key, &flow, now_tick).is_open());
         }
         let half_open = self.half_open.get(key)?;
         Ok(half_open.is_some_and(|flow| half_open_record(key, &flow, now_tick).is_open()))
     }
 }
 
-fn known_record<A: Address>(
-    key: &Tuple<A>,
-    flow: &Flow<A>,
-    stage: Stage,
-    now_tick: u32,
-) -> FlowRecord {
+fn known_record<A: Address>(key: &Tuple<A>, flow: &Flow<A>, now_tick: u32) -> FlowRecord {
     let vip = SocketAddr::new(flow.vip.ip(), flow.vip_port.get());
+    let stage = Stage::Known {
+        client: flow.client,
+        pod: flow.pod,
+    };
     FlowRecord {
         is_reported: flow.flags & (flow_flag::DEVIATION | flow_flag::TRACK) != 0,
         ..record(key, vip, flow.identity, stage, now_tick, flow.seen)
@@ -330,7 +338,7 @@ impl Flows {
         Ok(())
     }
 
-    /// Whether packets of a flow of a client and a pod may still come.
+    /// Whether the flow of a client and a pod is worth a pin, see [`FlowRecord::is_open`].
     pub fn is_open(
         &self,
         protocol: u8,
@@ -430,6 +438,32 @@ mod tests {
         for (client, pod) in [(FIN, FIN), (RST, 0), (0, RST)] {
             assert!(ended(&flow(5, client, pod), TCP, 26), "{client} {pod}");
         }
+    }
+
+    #[test]
+    fn a_flow_is_worth_a_pin_while_something_can_come_of_it() {
+        let end = "192.0.2.1:1".parse().unwrap();
+        let is_open = |stage, idle_ticks| {
+            let record = FlowRecord {
+                protocol: TCP,
+                client: end,
+                vip: end,
+                pod: end,
+                identity: 1,
+                stage,
+                idle_ticks,
+                is_reported: false,
+            };
+            record.is_open()
+        };
+        let known = |client, pod| Stage::Known { client, pod };
+        let fin = flow_state::FIN;
+        assert!(is_open(known(0, 0), 80_000));
+        assert!(is_open(known(fin, 0), 80_000));
+        assert!(is_open(known(fin, fin), CLOSED_PIN_TICKS));
+        assert!(!is_open(known(fin, fin), CLOSED_PIN_TICKS + 1));
+        assert!(is_open(Stage::HalfOpen, HALF_OPEN_PIN_TICKS));
+        assert!(!is_open(Stage::HalfOpen, HALF_OPEN_PIN_TICKS + 1));
     }
 
     #[test]

@@ -116,7 +116,12 @@ impl Core {
             own: self.own,
             key: Some(secrets.gossip),
             secret: secret::encap_secret(secrets.encap),
-            nodes: self.agents().into_iter().take(MEMBERS_MAX).collect(),
+            nodes: self
+                .agents
+                .iter()
+                .take(MEMBERS_MAX)
+                .map(|(name, addresses)| (Arc::clone(name), *addresses))
+                .collect(),
         }
     }
 

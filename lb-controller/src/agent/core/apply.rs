@@ -15,6 +15,15 @@ use crate::model::plan;
 /// What nothing names is freed this long after it became so, in one batch: freeing waits for a grace period.
 const COLLECT_DELAY: Duration = Duration::from_millis(500);
 
+/// How much of a table is done again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Again {
+    /// Compared with the maps.
+    Plan,
+    /// Turned into ids, too: it depends on which nodes are suspected.
+    Decode,
+}
+
 impl Core {
     /// What is not known does not exist.
     fn complete(&self) -> bool {
@@ -39,6 +48,7 @@ impl Core {
             };
             if let Some(again) = self.gate_table(&mut table, now) {
                 table.attempt.due = Some(again);
+                self.pins.gated.insert(named.clone());
                 self.tables.put(named, table);
                 continue;
             }
@@ -104,12 +114,20 @@ impl Core {
     }
 
     /// Has the tables looked at again that depend on something else than their own changes.
-    pub(super) fn tables_again(&mut self, now: Instant, which: impl Fn(&ServiceTableSpec) -> bool) {
+    pub(super) fn tables_again(
+        &mut self,
+        now: Instant,
+        again: Again,
+        which: impl Fn(&ServiceTableSpec) -> bool,
+    ) {
         let tables = self.tables.iter();
         let concerned = tables.filter(|(_, table)| table.spec.as_ref().is_some_and(&which));
         let concerned: Vec<_> = concerned.map(|(named, _)| named.clone()).collect();
         for named in concerned {
             if let Some(mut table) = self.tables.take(&named) {
+                if again == Again::Decode {
+                    table.decoded = None;
+                }
                 table.attempt.want(now);
                 self.tables.put(named, table);
             }
@@ -118,12 +136,7 @@ impl Core {
 
     /// Pins have come that versions may have waited for.
     pub(super) fn tables_wait_no_more(&mut self, now: Instant) {
-        let waiting = self
-            .tables
-            .iter()
-            .filter(|(_, table)| table.gated.is_some());
-        let waiting: Vec<_> = waiting.map(|(named, _)| named.clone()).collect();
-        for named in waiting {
+        for named in std::mem::take(&mut self.pins.gated) {
             if let Some(mut table) = self.tables.take(&named) {
                 table.attempt.due = Some(now);
                 self.tables.put(named, table);
@@ -133,21 +146,11 @@ impl Core {
 
     /// Other nodes are suspected than before: slots with pods there deviate, or do no more.
     pub(super) fn suspect(&mut self, changed: &BTreeSet<Arc<str>>, now: Instant) {
-        let tables = self.tables.iter();
-        let concerned = tables.filter(|(_, table)| {
-            let nodes = table.spec.iter().flat_map(|spec| &spec.nodes);
-            nodes
-                .into_iter()
+        self.tables_again(now, Again::Decode, |spec| {
+            spec.nodes
+                .iter()
                 .any(|node| changed.contains(node.as_str()))
         });
-        let concerned: Vec<_> = concerned.map(|(named, _)| named.clone()).collect();
-        for named in concerned {
-            if let Some(mut table) = self.tables.take(&named) {
-                table.decoded = None;
-                table.attempt.want(now);
-                self.tables.put(named, table);
-            }
-        }
         self.common.want(now);
     }
 

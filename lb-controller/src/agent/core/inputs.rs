@@ -156,6 +156,14 @@ impl Core {
         if changed.nodes {
             self.common.want(now);
         }
+        if changed.nodes || changed.kinds.contains(&Kind::LoadBalancerNode) {
+            let agents = self.find_agents();
+            // Their roles are not among these.
+            if *self.agents != agents || changed.kinds.contains(&Kind::LoadBalancerNode) {
+                self.agents = Arc::new(agents);
+                self.look_for_streams(now);
+            }
+        }
         self.announce_after(&changed, now);
         if !changed.pods.is_empty() {
             self.locals.want(now);

@@ -32,6 +32,7 @@ use crate::model::pins::{
 use crate::model::plan::address_of;
 use crate::model::secret::identity;
 use crate::model::template::NodeAddresses;
+use crate::source::index::Named;
 
 /// How long to wait until it is tried again to read what the maps have pinned.
 const START_RETRY: Duration = Duration::from_millis(20);
@@ -51,6 +52,8 @@ pub(in crate::agent) struct Pins {
     pub(super) missing: BTreeSet<Arc<str>>,
     /// When one of them is given up.
     pub(super) missing_until: Option<Instant>,
+    /// Services whose newest version waits for pins, or has waited.
+    pub(super) gated: BTreeSet<Named>,
     /// How the streams to others are.
     pub(in crate::agent) streams: Tally<Streams>,
     /// Wakes who looks through the flows.
@@ -79,6 +82,7 @@ impl Pins {
             writers: BTreeMap::new(),
             missing: BTreeSet::new(),
             missing_until: None,
+            gated: BTreeSet::new(),
             streams: Tally::default(),
             sweep: Arc::default(),
             refused: 0,
@@ -123,8 +127,8 @@ impl Core {
         self.pins.outbox.clone()
     }
 
-    /// Other nodes that have an agent.
-    pub(in crate::agent) fn agents(&self) -> BTreeMap<Arc<str>, NodeAddresses> {
+    /// Other nodes that have an agent, found anew.
+    pub(super) fn find_agents(&self) -> Others {
         let own = self.settings.node.as_str();
         let all: Vec<(Arc<str>, NodeAddresses)> = match self.settings.origin {
             Origin::Directory { .. } => {
@@ -149,11 +153,16 @@ impl Core {
             .collect()
     }
 
+    /// Where this node is, and the others that have an agent; the same value until it changes.
+    pub(in crate::agent) fn whereabouts(&self) -> (NodeAddresses, Arc<Others>) {
+        (self.own, Arc::clone(&self.agents))
+    }
+
     /// This node and the others, for who listens.
     pub(in crate::agent) fn handoff_nodes(&self) -> Nodes {
         Nodes {
             own: self.own,
-            nodes: self.agents(),
+            nodes: BTreeMap::clone(&self.agents),
         }
     }
 
@@ -168,7 +177,7 @@ impl Core {
                 balancer.spec.role == crate::api::load_balancer_node::NodeRole::Owner
             })
         };
-        let mut others = self.agents();
+        let mut others = BTreeMap::clone(&self.agents);
         others.retain(|name, _| !is_owner_only(name));
         others
     }

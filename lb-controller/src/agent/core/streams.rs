@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Core;
+use super::apply::Again;
 use super::pins::Writing;
 use crate::api::service_table::ServiceTableSpec;
 use crate::handoff::convert::Answer;
@@ -103,7 +104,7 @@ impl Core {
                 .get(node)
                 .is_some_and(|peer| peer.state == State::Down)
         };
-        let agents = self.agents();
+        let agents = Arc::clone(&self.agents);
         self.forget_nodes(&agents);
         for node in agents.keys() {
             self.pins.expect_stream(node, is_down(node), now);
@@ -124,7 +125,7 @@ impl Core {
             .cloned()
             .collect();
         self.pins.missing = missing;
-        self.tables_again(now, |spec| {
+        self.tables_again(now, Again::Plan, |spec| {
             spec.nodes
                 .iter()
                 .any(|node| changed.contains(node.as_str()))
