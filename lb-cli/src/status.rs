@@ -210,6 +210,8 @@ fn pinned(pins: &Pins) -> String {
         written,
         missing,
         proposals,
+        unpinned,
+        refused,
         streams,
     } = pins;
     let waits = match missing.as_slice() {
@@ -220,8 +222,13 @@ fn pinned(pins: &Pins) -> String {
         0 => String::new(),
         _ => format!("hands off  flows for {proposals} tables that forget\n"),
     };
-    let text =
-        format!("pins       {own} own, {held} held, written up to {written}\n{waits}{hands}\n");
+    let lost = match unpinned {
+        0 => String::new(),
+        _ => format!("unpinned   {unpinned} flows, since there are as many pins as there may be\n"),
+    };
+    let text = format!(
+        "pins       {own} own, {held} held, written up to {written}\n{waits}{hands}{lost}\n"
+    );
     let mut rows = table([
         "PINS TO",
         "STATE",
@@ -253,7 +260,7 @@ fn pinned(pins: &Pins) -> String {
             received.as_deref().unwrap_or("-"),
         ]);
     }
-    text + &lines(&rows)
+    parts([text + &lines(&rows), refusals(refused)])
 }
 
 fn announcements(announced: &[Announced]) -> String {
@@ -298,6 +305,14 @@ fn maps(maps: &[MapUsage]) -> String {
     lines(&rows)
 }
 
+fn refusals(refused: &[Counter]) -> String {
+    let mut rows = table(["REFUSED BECAUSE", "TIMES"]);
+    for Counter { name, packets } in refused {
+        rows.add_row([name, &packets.to_string()]);
+    }
+    lines(&rows)
+}
+
 fn counters(title: &str, counters: &[Counter]) -> String {
     let mut rows = table([title, "PACKETS"]);
     for Counter { name, packets } in counters {
@@ -330,7 +345,8 @@ mod tests {
         "next_hops_unresolved": [{"node": "node-2", "address": "10.0.0.12", "reason": "no neighbour"}],
         "peers": [{"node": "node-2", "state": "agent-away", "for_seconds": 2}],
         "announced": [{"vip": "198.51.100.1", "interface": "eth0", "mac": "02:00:00:00:00:01"}],
-        "pins": {"own": 3, "held": 17, "written": "1700000000000/5", "missing": ["node-3"], "proposals": 1, "streams": [
+        "pins": {"own": 3, "held": 17, "written": "1700000000000/5", "missing": ["node-3"], "proposals": 1, "unpinned": 2,
+            "refused": [{"name": "handshake", "packets": 4}], "streams": [
             {"node": "node-2", "up": true, "behind": 0, "records": 5, "snapshots": 1, "received": "1700000000009/14", "fault": null},
             {"node": "node-3", "up": false, "behind": null, "records": 0, "snapshots": 0, "received": null, "fault": "no answer"}
         ]},
@@ -375,10 +391,14 @@ ANNOUNCED     INTERFACE  MAC
 pins       3 own, 17 held, written up to 1700000000000/5
 waits for  pins of node-3
 hands off  flows for 1 tables that forget
+unpinned   2 flows, since there are as many pins as there may be
 
 PINS TO  STATE      BEHIND  SENT  SNAPSHOTS  RECEIVED
 node-2   up         0       5     1          1700000000009/14
 node-3   no answer  -       0     0          -
+
+REFUSED BECAUSE  TIMES
+handshake        4
 
 HISTORY OF   LEAVES FOR    PHASE        WAITS FOR       SINCE
 default/web  history-full  handing-off  node-1, node-2  7 s

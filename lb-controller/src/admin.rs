@@ -94,6 +94,12 @@ pub struct Pins {
     pub missing: Vec<String>,
     /// Proposals of managers for which flows are handed off.
     pub proposals: u64,
+    /// Flows that should be pinned and are not, since there are as many as there may be.
+    #[serde(default)]
+    pub unpinned: u64,
+    /// What others wanted and was not taken, by cause.
+    #[serde(default)]
+    pub refused: Vec<Counter>,
     /// Streams to and from other nodes.
     pub streams: Vec<PinStream>,
 }

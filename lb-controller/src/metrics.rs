@@ -3,6 +3,8 @@
 
 mod manager;
 
+mod pins;
+
 use std::fmt::Error;
 use std::sync::Arc;
 
@@ -137,6 +139,7 @@ impl Collector for AgentScrape {
         } = self;
         let mut families = Families(encoder);
         node(&mut families, status)?;
+        pins::pins(&mut families, status.pins.as_ref())?;
         traffic(&mut families, services, backends)?;
         self::work(&mut families, work)
     }

@@ -144,6 +144,11 @@ impl Core {
             let acknowledged: Vec<_> = acknowledged.collect();
             (writer.pins().len(), writer.position(), acknowledged)
         });
+        let refused = self.pins.server.read().refused.into_iter();
+        let refused = refused.map(|(cause, packets)| Counter {
+            name: cause.label().to_owned(),
+            packets,
+        });
         let streams = streams.into_iter().zip(acknowledged);
         let streams = streams.map(|((node, counts), at)| admin::PinStream {
             up: counts.is_up,
@@ -160,6 +165,8 @@ impl Core {
             written: written.to_string(),
             missing: self.pins.missing().map(ToString::to_string).collect(),
             proposals: self.proposals() as u64,
+            unpinned: self.pins.unpinned(),
+            refused: refused.collect(),
             streams: streams.collect(),
         })
     }

@@ -34,7 +34,12 @@ pub(super) struct Streams {
 
 impl Streams {
     /// Begins to listen, if there is a directory of certificates.
-    pub(super) fn start(options: &Options, node: &str, stop: &CancellationToken) -> Self {
+    pub(super) fn start(
+        options: &Options,
+        node: &str,
+        tally: Tally<ServerCounts>,
+        stop: &CancellationToken,
+    ) -> Self {
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let (nodes, nodes_told) = watch::channel(Nodes::default());
         let (balancers, _) = watch::channel(Others::new());
@@ -70,7 +75,7 @@ impl Streams {
                 nodes: nodes_told,
                 tls,
                 core: sender,
-                tally: Tally::<ServerCounts>::default(),
+                tally,
                 times: Times::default(),
             };
             streams.tasks.spawn(server.run(stop.clone()));

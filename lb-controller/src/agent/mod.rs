@@ -171,7 +171,12 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let asked = Arc::clone(&core.pins.sweep);
     let sweeper = sweep::run(flows, swept, Arc::clone(&handle), asked, stop.clone());
     let sweeper = tokio::spawn(sweeper);
-    let streams = handoff::Streams::start(&options.handoff, &options.node, &stop);
+    let streams = handoff::Streams::start(
+        &options.handoff,
+        &options.node,
+        core.pins.server.clone(),
+        &stop,
+    );
     let mut servers = tokio::task::JoinSet::new();
     let socket = serve::listen_unix(&options.admin_socket)?;
     servers.spawn(serve::serve_unix(socket, Arc::clone(&handle), stop.clone()));

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use super::{Core, Origin, chain, view};
 use crate::dataplane::flows::FlowRecord;
-use crate::handoff::counts::{Streams, Tally};
+use crate::handoff::counts::{ServerCounts, Streams, Tally};
 use crate::handoff::outbox::Outbox;
 use crate::handoff::{Nodes, Others, RECORDS_MAX};
 use crate::model::endpoint::is_alive;
@@ -56,6 +56,8 @@ pub(in crate::agent) struct Pins {
     pub(super) gated: BTreeSet<Named>,
     /// How the streams to others are.
     pub(in crate::agent) streams: Tally<Streams>,
+    /// What this node's server saw.
+    pub(in crate::agent) server: Tally<ServerCounts>,
     /// Wakes who looks through the flows.
     pub(in crate::agent) sweep: Arc<Notify>,
     /// Flows that could not be pinned, since there are as many as there may be.
@@ -84,6 +86,7 @@ impl Pins {
             missing_until: None,
             gated: BTreeSet::new(),
             streams: Tally::default(),
+            server: Tally::default(),
             sweep: Arc::default(),
             refused: 0,
             fault: None,
@@ -413,6 +416,11 @@ impl Core {
 }
 
 impl Pins {
+    /// Flows that could not be pinned.
+    pub(in crate::agent) fn unpinned(&self) -> u64 {
+        self.refused
+    }
+
     /// Up to where a node's pins are here.
     pub(in crate::agent) fn received(&self, node: &str) -> Option<Position> {
         self.receiver.position(node)
