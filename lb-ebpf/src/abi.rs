@@ -705,6 +705,11 @@ pub struct Config {
     pub icmp_errors_per_second: u32,
     /// Ids of backends that stand for a fresh balancer and no pod, for clients over IPv4 and IPv6; 0: there is none.
     pub opinions: [u32; 2],
+    /// Flows reported per second while they are half-open, a quarter of them on each processor. One that is left out is
+    /// reported when its client answers.
+    pub half_open_reports_per_second: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Bits of [`Config::flags`].
@@ -762,11 +767,6 @@ pub enum Limited {
     /// Flows reported before their clients have shown that they exist.
     Report,
 }
-
-/// Flows that a node reports per second while they are half-open, a quarter of them on each processor: what comes faster may
-/// be a flood, and must not fill the balancers with pins, of which half-open flows keep theirs for half a minute at most. A
-/// flow that is left out is reported when its client answers.
-pub const HALF_OPEN_REPORTS_PER_SECOND: u64 = 1_000;
 
 impl Limited {
     /// How many there are.
@@ -839,7 +839,7 @@ plain!(SourceRange, prefix_len: u32, key: SourceKey);
 plain!(AnnouncedKey, addr: Addr6, ifindex: u32);
 plain!(Announcement, mac: Mac, pad: [u8; 2]);
 plain!(Claim, addr: Addr6, ifindex: u32, mac: Mac, pad: [u8; 2]);
-plain!(Config, hash_key: [u64; HASH_KEY_WORDS], secrets: [[Be32; 2]; 2], relays_per_second: u64, node4: Be32, node6: Addr6, geneve_port: Be16, mss4: u16, mss6: u16, flags: u16, icmp_errors_per_second: u32, opinions: [u32; 2]);
+plain!(Config, hash_key: [u64; HASH_KEY_WORDS], secrets: [[Be32; 2]; 2], relays_per_second: u64, node4: Be32, node6: Addr6, geneve_port: Be16, mss4: u16, mss6: u16, flags: u16, icmp_errors_per_second: u32, opinions: [u32; 2], half_open_reports_per_second: u32, pad: u32);
 plain!(Stamp, stamped_ns: u64, fresh_since_ns: u64);
 plain!(Event, client: Addr6, vip: Addr6, pod: Addr6, ports: Ports, pod_port: Be16, proto: u8, is_v6: u8, identity: u32, flags: u32);
 plain!(Count, packets: u64, bytes: u64);
@@ -1021,7 +1021,7 @@ mod tests {
             sizes,
             [
                 8, 20, 52, 8, 20, 16, 128, 16, 40, 20, 32, 28, 40, 12, 24, 8, 20, 16, 40, 8, 20,
-                152, 24, 20, 8, 28, 64
+                160, 24, 20, 8, 28, 64
             ]
         );
         assert_eq!(offset_of!(Backend, header), 16);

@@ -27,6 +27,9 @@ const RELAYS_PER_SECOND: u64 = 500_000;
 /// ICMP errors per second that this node sends at most: a quarter of it on one receive queue, which is Linux's own limit
 /// (`net.ipv4.icmp_msgs_per_sec`).
 const ICMP_ERRORS_PER_SECOND: u32 = 4_000;
+/// Flows that this node reports per second while they are half-open: what comes faster may be a flood, and must not fill the
+/// balancers with pins, of which half-open flows keep theirs for half a minute at most.
+const HALF_OPEN_REPORTS_PER_SECOND: u32 = 1_000;
 /// What an uplink takes if nothing is known of it.
 const MTU_DEFAULT: u32 = 1500;
 /// Headers that an MSS does not count: IP and TCP.
@@ -111,6 +114,8 @@ pub(super) fn config(core: &Core, secrets: &ClusterSecrets) -> abi::Config {
         },
         icmp_errors_per_second: ICMP_ERRORS_PER_SECOND,
         opinions: [0; 2],
+        half_open_reports_per_second: HALF_OPEN_REPORTS_PER_SECOND,
+        pad: 0,
     }
 }
 

@@ -163,13 +163,15 @@ impl Agents {
         }
     }
 
-    /// With keys and certificates agents can be asked to hand connections off, and a change waits until they have. Until there
-    /// are some nobody can, and a change that waited would wait for ever.
+    /// With keys and certificates agents can be asked to hand connections off, and a change waits until they have. If there are
+    /// none nobody can, and a change that waited would wait for ever. Before they were looked for nothing is forgotten.
     fn when_full(&self) -> WhenFull {
-        if self.tls.borrow().credentials.is_some() {
-            WhenFull::Waits
-        } else {
-            WhenFull::OldestLeaves
+        let Tls {
+            credentials, fault, ..
+        } = &*self.tls.borrow();
+        match (credentials, fault) {
+            (None, Some(_)) => WhenFull::OldestLeaves,
+            (Some(_), _) | (None, None) => WhenFull::Waits,
         }
     }
 
@@ -220,6 +222,11 @@ impl Agents {
         self.heard.close();
         while self.tasks.join_next().await.is_some() {}
     }
+}
+
+/// What becomes of changes without room before anything is known of keys and certificates.
+pub(super) fn at_first(agents: Option<&Agents>) -> WhenFull {
+    agents.map_or(WhenFull::OldestLeaves, Agents::when_full)
 }
 
 /// Waits until agents are heard; for ever where there are none.

@@ -37,7 +37,6 @@ use super::core::{Core, Requests, Settings};
 use super::{SLEEP_MAX, tell};
 use crate::admin::Problem;
 use crate::handoff::manager::Heard;
-use crate::model::slot::WhenFull;
 use crate::source::index::{Event, Named};
 use crate::source::kubernetes::{EVENTS_MAX, Watches, follow, manager as wanted};
 use crate::source::parse::{Kind, Object, ObjectKey};
@@ -73,7 +72,7 @@ pub(super) async fn run(
     let shell = Shell {
         core: Core::new(Settings {
             requests: Requests::FromPools,
-            when_full: WhenFull::OldestLeaves,
+            when_full: agents::at_first(agents.as_ref()),
         }),
         agents,
         balancers_changed: false,

@@ -82,11 +82,6 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     }
     let certificates = options.handoff.certificates.as_deref();
     let agents = certificates.map(|place| Agents::start(place, Times::default(), &stop));
-    if agents.is_none() {
-        tracing::info!(
-            "connections are not handed off without --handoff-certificates: where a table's history is full, the oldest leaves"
-        );
-    }
     if let Some(manifests) = &options.manifests {
         standalone(manifests, agents, &shared, &stop).await?;
     } else {
@@ -99,11 +94,21 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         });
         let Cluster { namespace, .. } = options.cluster;
         tracing::info!(namespace, identity, "manager starts");
+        tell_without(agents.as_ref());
         let work = kubernetes::run(client, namespace, identity, agents, &shared, &stop);
         Box::pin(work).await;
     }
     while servers.join_next().await.is_some() {}
     Ok(())
+}
+
+/// Says once what is not done without certificates.
+fn tell_without(agents: Option<&Agents>) {
+    if agents.is_none() {
+        tracing::info!(
+            "connections are not handed off without --handoff-certificates: where a table's history is full, the oldest leaves"
+        );
+    }
 }
 
 /// Runs on a directory of manifests.
@@ -123,6 +128,7 @@ async fn standalone(
     })?;
     let _held = hold(&outputs.manager_lock()).await?;
     ensure_secret(&outputs.secret())?;
+    tell_without(agents.as_ref());
     // Read once: from here on they are what we write.
     let (_, tables) = Directory::open(vec![outputs.tables()], Vec::new())?;
     let (_, statuses) = Directory::open(vec![outputs.statuses()], Vec::new())?;

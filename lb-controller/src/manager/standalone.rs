@@ -15,7 +15,6 @@ use crate::admin::Problem;
 use crate::api::file::{LoadBalancerNode, ServiceStatus};
 use crate::api::service_table::ServiceTable;
 use crate::handoff::manager::Heard;
-use crate::model::slot::WhenFull;
 use crate::model::template::NodeAddresses;
 use crate::source::files::{Content, Files};
 use crate::source::index::Named;
@@ -55,7 +54,7 @@ impl Standalone {
     ) -> Self {
         let mut core = Core::new(Settings {
             requests: Requests::Free,
-            when_full: WhenFull::OldestLeaves,
+            when_full: agents::at_first(agents.as_ref()),
         });
         let mut table_faults = BTreeMap::new();
         for (path, content) in tables {

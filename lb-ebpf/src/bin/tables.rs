@@ -4,9 +4,8 @@ use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::maps::lpm_trie::Key as Prefix;
 use lb_ebpf::abi::{
     AnnouncedKey, Announcement, Backend, Claim, Config, Event, FirstPod, Flow, FragmentKey,
-    FragmentPorts, HALF_OPEN_REPORTS_PER_SECOND, HalfOpen, Limited, LocalKey, LocalPod, Pin,
-    ROWS_PER_ELEMENT, SOURCE_BITS, ServiceEntry, Set, Slot, SourceKey, SourceRange, Stamp, Stat,
-    Tuple,
+    FragmentPorts, HalfOpen, Limited, LocalKey, LocalPod, Pin, ROWS_PER_ELEMENT, SOURCE_BITS,
+    ServiceEntry, Set, Slot, SourceKey, SourceRange, Stamp, Stat, Tuple,
 };
 use lb_ebpf::directory::{self, Key as _};
 use lb_ebpf::family::{Family, V4, V6};
@@ -33,6 +32,8 @@ static EMPTY: Config = Config {
     flags: 0,
     icmp_errors_per_second: 0,
     opinions: [0; 2],
+    half_open_reports_per_second: 0,
+    pad: 0,
 };
 
 #[inline(always)]
@@ -156,7 +157,7 @@ impl Shared for Maps {
         let per_second = match limited {
             Limited::Relay => config.relays_per_second,
             Limited::IcmpError => u64::from(config.icmp_errors_per_second),
-            Limited::Report => HALF_OPEN_REPORTS_PER_SECOND,
+            Limited::Report => u64::from(config.half_open_reports_per_second),
         };
         let share = per_second / LIMIT_SHARES;
         let Some(bucket) = maps::BUCKETS.get_ptr_mut(limited as u32) else {

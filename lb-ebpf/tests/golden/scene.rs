@@ -242,6 +242,7 @@ impl Scene {
         config.secrets = [words(SECRET), words(OLD_SECRET)];
         config.relays_per_second = 1_000_000;
         config.icmp_errors_per_second = 1_000_000;
+        config.half_open_reports_per_second = 1_000_000;
         config.node4 = be32(Net::V4.node(1));
         config.node6 = addr6(Net::V6.node(1));
         config.geneve_port = Be16::new(6081);

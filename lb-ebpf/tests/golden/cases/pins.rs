@@ -424,6 +424,7 @@ fn answered(cases: &mut Vec<Case>, net: Net, what: &str, marks: u8) {
     };
     let limited = half_open(None, marks).but("reports at their limit", |tables| {
         tables.left[Limited::Report as usize].set(0);
+        tables.config.half_open_reports_per_second = 0;
     });
     let answer = Tcp {
         seq: 5000,
