@@ -100,15 +100,40 @@ impl Finder {
     }
 
     /// The same for a pod that is known by its identity only.
+    ///
+    /// A previous table counts for those only who owned flows under it when it became previous. Packets may find others there,
+    /// but nobody asks them before it is retired.
     pub fn finds(&self, flow: &FlowKey, identity: u32, address: IpAddr) -> bool {
-        if self.policy == api::TrafficPolicy::Local {
+        if self.policy == api::TrafficPolicy::Local || self.candidates(flow).len() > CANDIDATES_MAX
+        {
             return false;
         }
-        let found = self.candidates(flow);
-        found.len() <= CANDIDATES_MAX
-            && found
-                .iter()
-                .any(|found| found.identity() == identity && found.candidate.address == address)
+        let Some((group, rows, at)) = self.group(flow) else {
+            return false;
+        };
+        let slots = &group.slots;
+        let is_pod = |number: u32| {
+            let candidate = &slots.candidates[number as usize];
+            let found = Found {
+                candidate,
+                port: candidate.ports[at],
+            };
+            found.identity() == identity && candidate.address == address
+        };
+        let named = |shape: &Shape, rows: &Rows| -> Vec<u32> {
+            let slot = self.slot(flow, shape, rows);
+            let slot = slot.and_then(|slot| slots.slots.get(usize::from(slot)));
+            slot.map(|slot| slot.candidates().collect())
+                .unwrap_or_default()
+        };
+        let Some((current, older)) = rows.split_first() else {
+            return false;
+        };
+        named(&slots.shape, current).into_iter().any(is_pod)
+            || slots.previous.iter().zip(older).any(|(previous, rows)| {
+                let mut named = named(&previous.shape, rows).into_iter();
+                named.any(|number| is_pod(number) && previous.owners.contains(&number))
+            })
     }
 
     /// Whether a flow is one of this Service.

@@ -164,7 +164,9 @@ fn tables(maps: &Contents, key: ServiceKey) -> Option<Vec<BTreeMap<u16, Owners>>
         assert_eq!(slot.set & SLOT_DEVIATES != 0, set.current != 0);
         let older = [set.current].into_iter().chain(set.older);
         let older = older.filter(|id| *id != 0).map(identity);
-        [identity(slot.first)].into_iter().chain(older).collect()
+        // A slot that deviates to a substitute has its agreed occupant in the set.
+        let first = (set.current == 0 || slot.first == 0).then(|| identity(slot.first));
+        first.into_iter().chain(older).collect()
     };
     let named = [entry.current, entry.previous[0], entry.previous[1]];
     let tables = named.iter().filter(|table| table.size > 0).map(|table| {

@@ -356,8 +356,84 @@ impl Flows {
     }
 }
 
+/// Plays steps: pods that are usable, one that may die, nodes that are reached, seconds that pass.
+fn play(steps: &[(u16, u8, u8, i64)]) {
+    let mut life = Life::new();
+    let mut flows = Flows {
+        owners: BTreeSet::new(),
+        pinned: BTreeSet::new(),
+    };
+    let mut retirement = Retirement::default();
+    let (start, mut second) = (Instant::now(), 0_i64);
+    for &(mask, victim, away, seconds) in steps {
+        second += seconds;
+        let pods: Vec<u8> = (0..9)
+            .filter(|n| mask >> n & 1 != 0 && !life.dead.contains(&candidate(*n).uid))
+            .collect();
+        if !pods.contains(&victim) && second % 2 == 0 {
+            life.dead.insert(candidate(victim).uid);
+        }
+        let nodes: BTreeSet<Arc<str>> = (0..3)
+            .filter(|n| away == 0 || u64::from(away) & 1 << n != 0)
+            .map(|n| format!("n{n}").into())
+            .collect();
+        let known = Nodes {
+            reachable: &nodes,
+            applied: &|_| Some(u64::MAX),
+        };
+        let now = start + Duration::from_secs(second.unsigned_abs());
+        let mut actions = retirement
+            .want(&life.table(), Round(second.unsigned_abs()), &known, now)
+            .unwrap();
+        actions.extend(retirement.step(&known, now));
+        let mut retired = Retired::default();
+        for action in actions {
+            match action {
+                Action::Ask {
+                    node,
+                    round,
+                    proposal,
+                } => {
+                    // New flows come to who is first in the base version, before the node looks and after.
+                    flows.admit(&life.table());
+                    flows.hand_off(&proposal, &BTreeSet::from([node.clone()]));
+                    retirement.handed_off(&node, round, position(1));
+                }
+                Action::Publish(these) => retired = these,
+                Action::Cancel { .. } => {}
+            }
+        }
+        for step in [0, 3] {
+            life.assign(second + step, &pods, &retired);
+            retirement.table_changed(&life.table(), now).unwrap();
+            retired = Retired::default();
+            assert_eq!(flows.lost(&life), Vec::<&(FlowKey, PinnedPod)>::new());
+            flows.admit(&life.table());
+            assert_eq!(flows.lost(&life), Vec::<&(FlowKey, PinnedPod)>::new());
+        }
+        second += 3;
+    }
+}
+
+/// A flow of pod 3 was found by a previous table that pod 3 never owned flows under, since pod 3 stood in for a slot of it; then
+/// the table was retired, and only those were asked who had owned some.
+#[test]
+fn who_owned_nothing_under_a_previous_table_does_not_rely_on_it() {
+    play(&[
+        (386, 4, 0, 8),
+        (182, 1, 0, 1),
+        (152, 0, 0, 1),
+        (424, 2, 1, 33),
+        (104, 0, 5, 7),
+        (222, 0, 0, 1),
+        (90, 0, 0, 1),
+        (14, 0, 6, 1),
+        (1, 0, 6, 1),
+    ]);
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     /// Whatever pods do, and whenever history is retired, with versions written between the question and the answer: a
     /// living owner is a candidate of its flow or has it pinned, and all candidates of a flow can be asked.
@@ -365,48 +441,6 @@ proptest! {
     fn owners_are_candidates_or_pinned_until_they_die(
         steps in prop::collection::vec((1..511_u16, 0..9_u8, 0..8_u8, 1..70_i64), 1..24),
     ) {
-        let mut life = Life::new();
-        let mut flows = Flows { owners: BTreeSet::new(), pinned: BTreeSet::new() };
-        let mut retirement = Retirement::default();
-        let (start, mut second) = (Instant::now(), 0_i64);
-        for (mask, victim, away, seconds) in steps {
-            second += seconds;
-            let pods: Vec<u8> = (0..9)
-                .filter(|n| mask >> n & 1 != 0 && !life.dead.contains(&candidate(*n).uid))
-                .collect();
-            if !pods.contains(&victim) && second % 2 == 0 {
-                life.dead.insert(candidate(victim).uid);
-            }
-            let nodes: BTreeSet<Arc<str>> = (0..3)
-                .filter(|n| away == 0 || u64::from(away) & 1 << n != 0)
-                .map(|n| format!("n{n}").into())
-                .collect();
-            let known = Nodes { reachable: &nodes, applied: &|_| Some(u64::MAX) };
-            let now = start + Duration::from_secs(second.unsigned_abs());
-            let mut actions = retirement.want(&life.table(), Round(second.unsigned_abs()), &known, now).unwrap();
-            actions.extend(retirement.step(&known, now));
-            let mut retired = Retired::default();
-            for action in actions {
-                match action {
-                    Action::Ask { node, round, proposal } => {
-                        // New flows come to who is first in the base version, before the node looks and after.
-                        flows.admit(&life.table());
-                        flows.hand_off(&proposal, &BTreeSet::from([node.clone()]));
-                        retirement.handed_off(&node, round, position(1));
-                    }
-                    Action::Publish(these) => retired = these,
-                    Action::Cancel { .. } => {}
-                }
-            }
-            for step in [0, 3] {
-                life.assign(second + step, &pods, &retired);
-                retirement.table_changed(&life.table(), now).unwrap();
-                retired = Retired::default();
-                prop_assert_eq!(flows.lost(&life), Vec::<&(FlowKey, PinnedPod)>::new());
-                flows.admit(&life.table());
-                prop_assert_eq!(flows.lost(&life), Vec::<&(FlowKey, PinnedPod)>::new());
-            }
-            second += 3;
-        }
+        play(&steps);
     }
 }
