@@ -16,7 +16,7 @@ use super::netns::Worker;
 use super::objects::Phase;
 use super::scenario::{self, Scenario};
 use super::segments::Segments;
-use super::sessions::Sessions;
+use super::sessions::{Manner, Sessions};
 use super::spread::Spread;
 use super::summary::{About, Summary};
 use super::voice::Voice;
@@ -85,7 +85,11 @@ impl Run {
         voice: Voice,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
-        let balancers = cluster.network.every_balancer();
+        let balancers: Vec<(String, u8)> = cluster
+            .balancers()
+            .into_iter()
+            .map(|name| (name, 1))
+            .collect();
         let relay = cluster.relays();
         cluster.network.move_ecmp(&balancers).await?;
         let (first, more) = start
@@ -317,7 +321,7 @@ impl Run {
         let udp = self.ways(Mix::OnlyUdp).take(UDP_SESSIONS);
         let ways: Vec<Way> = tcp.chain(udp).collect();
         let seed = u64::from(self.random.random::<u32>());
-        Sessions::open(self.client.handle(), &ways, seed).await
+        Sessions::open(self.client.handle(), &ways, seed, Manner::BUSY).await
     }
 
     async fn close_sessions(&mut self, sessions: Sessions) -> anyhow::Result<()> {
