@@ -2,7 +2,7 @@
 //! changes for a while.
 //!
 //! Every agent follows the directory of objects through a link of its own, `views/<machine>`. While an agent is to see no
-//! changes the link leads to a copy that nobody writes to; when it leads back, the agent's next look at everything (at most
+//! changes the link leads to a copy that nobody writes to, but for what the agent reports of itself; when it leads back, the agent's next look at everything (at most
 //! five seconds later) finds what it has missed, as after a watch that was broken.
 
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use lb_controller::admin;
+use lb_controller::source::output::Outputs;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 
@@ -87,17 +88,10 @@ impl Cluster {
     /// The agent of a machine sees the objects as they are now, and no change, until [`Self::see`].
     pub(crate) fn blind(&self, machine: &str) -> anyhow::Result<()> {
         let frozen = self.ledger.directory().join(FROZEN).join(machine);
-        std::fs::create_dir_all(&frozen).with_context(|| format!("make {}", frozen.display()))?;
-        let entries = std::fs::read_dir(self.manifests.directory()).context("list the objects")?;
-        for entry in entries {
-            let entry = entry.context("list the objects")?;
-            // Files are replaced by others, never written to: a second name keeps what there is now, and its times.
-            match std::fs::hard_link(entry.path(), frozen.join(entry.file_name())) {
-                // The manager has replaced it and it is not there, or not there yet, under this name: a change to come.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                done => done.with_context(|| format!("keep {}", entry.path().display()))?,
-            }
-        }
+        let manifests = self.manifests.directory();
+        // What the agent itself reports goes through.
+        let reports = Outputs::below(manifests).nodes();
+        freeze(manifests, &frozen, &reports)?;
         self.look_at(machine, &frozen)
     }
 
@@ -116,6 +110,32 @@ impl Cluster {
     }
 }
 
+/// Gives every file of a directory and those below it a second name. Files are replaced by others, never written to, so that
+/// this keeps what there is now, and its times. `shared` is the same directory in both places.
+fn freeze(from: &Path, to: &Path, shared: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(to).with_context(|| format!("make {}", to.display()))?;
+    let listed = std::fs::read_dir(from).with_context(|| format!("list {}", from.display()));
+    for entry in listed? {
+        let entry = entry.with_context(|| format!("list {}", from.display()))?;
+        let (old, new) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type().context("look at a file")?;
+        let kept = if old == shared {
+            std::os::unix::fs::symlink(&old, &new)
+        } else if kind.is_dir() {
+            freeze(&old, &new, shared)?;
+            Ok(())
+        } else {
+            std::fs::hard_link(&old, &new)
+        };
+        match kept {
+            // A file that was just about to be renamed.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            done => done.with_context(|| format!("keep {}", old.display()))?,
+        }
+    }
+    Ok(())
+}
+
 async fn tell_ready(socket: PathBuf, name: String, ready: mpsc::Sender<String>) {
     let started = Instant::now();
     while started.elapsed() < READY_LIMIT {
@@ -131,5 +151,43 @@ async fn tell_ready(socket: PathBuf, name: String, ready: mpsc::Sender<String>) 
             return;
         }
         tokio::time::sleep(POLL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(path: &Path, text: &str) {
+        let fresh = path.with_extension("fresh");
+        std::fs::write(&fresh, text).unwrap();
+        std::fs::rename(&fresh, path).unwrap();
+    }
+
+    #[test]
+    fn a_frozen_directory_keeps_what_there_was_and_passes_reports_on() {
+        let root = std::env::temp_dir().join(format!("frozen-{}", std::process::id()));
+        let (from, to) = (root.join("from"), root.join("to"));
+        let reports = from.join(".out/reports");
+        std::fs::create_dir_all(&reports).unwrap();
+        write(&from.join("pod.yaml"), "old");
+        write(&from.join(".out/table.yaml"), "old");
+        freeze(&from, &to, &reports).unwrap();
+        write(&from.join("pod.yaml"), "new");
+        write(&from.join("more.yaml"), "new");
+        write(&from.join(".out/table.yaml"), "new");
+        write(&to.join(".out/reports/node.yaml"), "well");
+        let read = |path: PathBuf| std::fs::read_to_string(path).ok();
+        let found = [
+            read(to.join("pod.yaml")),
+            read(to.join("more.yaml")),
+            read(to.join(".out/table.yaml")),
+            read(reports.join("node.yaml")),
+        ];
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!(
+            found.map(Option::unwrap_or_default),
+            ["old", "", "old", "well"]
+        );
     }
 }
