@@ -26,7 +26,7 @@ use self::state::{Finished, Found, State};
 use super::cluster::{Cluster, Settings};
 use super::run::Run;
 use super::voice::Voice;
-use super::{Interrupted, Lab};
+use super::{Interrupted, Lab, Relay};
 use crate::Outcome;
 use crate::output::Output;
 
@@ -47,8 +47,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "M", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     minutes: Option<u64>,
     /// Note every pair that is done in this file, and leave out those that are noted.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "no_relay")]
     state: Option<PathBuf>,
+    /// Do not pass packets of unknown flows on: the control, in which connections must break in every pair.
+    #[arg(long, requires = "pairs")]
+    no_relay: bool,
     /// Stop at the first run in which a flow breaks, and leave its lab up.
     #[arg(long)]
     keep: bool,
@@ -98,7 +101,8 @@ pub(super) fn run(args: &Args, output: Output) -> anyhow::Result<Outcome> {
             break;
         }
     }
-    let summary = Summary::of(seed, state.of_seed(seed), left, began.elapsed());
+    let relay = if args.no_relay { Relay::Off } else { Relay::On };
+    let summary = Summary::of(seed, relay, state.of_seed(seed), left, began.elapsed());
     output.emit(&summary, report::text)?;
     Ok(if summary.not_held.is_empty() {
         Outcome::Well
@@ -122,7 +126,8 @@ fn play(args: &Args, pair: Pair, seed: u64, voice: Voice) -> anyhow::Result<Fini
                 break;
             }
         }
-        for Found { run, found } in &finished.breaks {
+        let new = finished.breaks.iter().filter(|found| found.run == run);
+        for Found { run, found } in new.filter(|_| !args.no_relay) {
             voice.say(&report::sentence(pair, seed, *run, found));
         }
         if args.keep && finished.broken > 0 {
@@ -140,7 +145,7 @@ fn once(args: &Args, pair: Pair, seed: u64, voice: Voice) -> anyhow::Result<Play
     let settings = Settings {
         controller: super::controller(args.lab.controller.clone())?,
         balancers: event::BALANCERS,
-        no_relay: false,
+        no_relay: args.no_relay,
         xdp_mode: args.lab.xdp_mode.clone(),
     };
     let played = super::block_on(async {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::breaks::Break;
 use super::pair::Pair;
 use super::state::{Finished, Found};
+use crate::lab::Relay;
 use crate::output::{Paint, lines, table};
 
 /// The object that `-o json` prints. Fields are added, never renamed.
@@ -15,6 +16,8 @@ use crate::output::{Paint, lines, table};
 pub(super) struct Summary {
     /// Repeats all of it.
     pub(super) seed: u64,
+    /// Packets of unknown flows were passed on.
+    pub(super) relay: bool,
     /// How long it took, without what was finished before.
     pub(super) seconds: f64,
     /// Pairs that were played, also before with the same file.
@@ -27,17 +30,28 @@ pub(super) struct Summary {
 
 impl Summary {
     /// Sums up.
-    pub(super) fn of(seed: u64, pairs: Vec<Finished>, left: usize, took: Duration) -> Self {
+    pub(super) fn of(
+        seed: u64,
+        relay: Relay,
+        pairs: Vec<Finished>,
+        left: usize,
+        took: Duration,
+    ) -> Self {
         let not_held = pairs.iter().filter_map(|finished| {
             let pair = finished.pair;
-            match (&finished.error, finished.broken) {
-                (None, 0) => None,
-                (None, broken) => Some(format!("{pair}: {broken} connections broke")),
-                (Some(error), _) => Some(format!("{pair} can not be played: {error}")),
+            match (&finished.error, relay, finished.broken) {
+                (Some(error), _, _) => Some(format!("{pair} can not be played: {error}")),
+                (None, Relay::On, 0) => None,
+                (None, Relay::On, broken) => Some(format!("{pair}: {broken} connections broke")),
+                (None, Relay::Off, 0) => Some(format!(
+                    "{pair}: without relays nothing broke: the run does not see what it should"
+                )),
+                (None, Relay::Off, _) => None,
             }
         });
         Self {
             seed,
+            relay: relay == Relay::On,
             seconds: took.as_secs_f64(),
             not_held: not_held.collect(),
             pairs,
@@ -50,6 +64,7 @@ impl Summary {
 pub(super) fn text(summary: &Summary, paint: Paint) -> String {
     let Summary {
         seed,
+        relay,
         seconds,
         pairs,
         left,
@@ -80,7 +95,8 @@ pub(super) fn text(summary: &Summary, paint: Paint) -> String {
     if *left > 0 {
         let _ = write!(text, "\n{left} pairs were left out for want of time");
     }
-    for finished in pairs {
+    // The control breaks hundreds, as it should.
+    for finished in pairs.iter().filter(|_| *relay) {
         for Found { run, found } in &finished.breaks {
             let sentence = sentence(finished.pair, *seed, *run, found);
             let _ = write!(text, "\n{}", paint.warn(&sentence));
@@ -90,7 +106,12 @@ pub(super) fn text(summary: &Summary, paint: Paint) -> String {
         let _ = write!(text, "\n{}", paint.bad(&format!("not held: {sentence}")));
     }
     if not_held.is_empty() {
-        let _ = write!(text, "\n{}", paint.good("every promise held"));
+        let well = if *relay {
+            "every promise held"
+        } else {
+            "as it should be: without relays connections break"
+        };
+        let _ = write!(text, "\n{}", paint.good(well));
     }
     text
 }
@@ -155,7 +176,7 @@ mod tests {
         let mut unplayed = finished("join,rehash");
         unplayed.error = Some("no kernel".to_owned());
         let pairs = vec![finished("rollout,rehash"), bad, unplayed];
-        let summary = Summary::of(7, pairs, 0, Duration::from_secs(60));
+        let summary = Summary::of(7, Relay::On, pairs, 0, Duration::from_secs(60));
         assert_eq!(
             summary.not_held,
             [
@@ -165,5 +186,19 @@ mod tests {
         );
         let text = text(&summary, Paint(false));
         assert!(!text.contains("every promise held"), "{text}");
+    }
+
+    #[test]
+    fn the_control_must_break_something_in_every_pair() {
+        let finished = |pair: &str, broken| Finished {
+            broken,
+            ..Finished::none(pair.parse().unwrap(), 7)
+        };
+        let pairs = vec![finished("rollout,rehash", 3), finished("join,rehash", 0)];
+        let summary = Summary::of(7, Relay::Off, pairs, 0, Duration::from_secs(60));
+        assert_eq!(
+            summary.not_held,
+            ["join,rehash: without relays nothing broke: the run does not see what it should"]
+        );
     }
 }
