@@ -15,6 +15,7 @@ mod away;
 pub(crate) mod client;
 mod cluster;
 mod echo;
+mod interrupt;
 mod ledger;
 mod links;
 mod load;
@@ -42,9 +43,9 @@ mod wire;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
-use tokio::signal::unix::{SignalKind, signal};
 
 use self::cluster::{Cluster, Settings};
+use self::interrupt::block_on;
 use self::ledger::Ledger;
 use self::run::{Amount, Run};
 use self::scenario::Scenario;
@@ -249,40 +250,6 @@ fn swept(name: &str, voice: Voice) -> anyhow::Result<Ledger> {
             .context("remove what an earlier run left behind")?;
     }
     Ok(ledger)
-}
-
-/// Somebody wants no more of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Interrupted {
-    /// Ctrl-C.
-    Interrupt,
-    /// SIGTERM.
-    Terminate,
-}
-
-impl std::fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Interrupt => "interrupted",
-            Self::Terminate => "asked to end",
-        })
-    }
-}
-
-impl std::error::Error for Interrupted {}
-
-/// Waits for `run`, on a runtime of its own, or until somebody wants no more of it.
-fn block_on<T>(run: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = crate::agent::runtime()?;
-    runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt()).context("listen for signals")?;
-        let mut terminate = signal(SignalKind::terminate()).context("listen for signals")?;
-        tokio::select! {
-            ended = run => ended,
-            _ = interrupt.recv() => Err(Interrupted::Interrupt.into()),
-            _ = terminate.recv() => Err(Interrupted::Terminate.into()),
-        }
-    })
 }
 
 async fn go(

@@ -108,22 +108,11 @@ impl Network {
         Ok(inside)
     }
 
-    /// Where the router sends packets for VIPs if nothing has moved them: every balancer, with equal shares.
-    pub(crate) fn every_balancer(&self) -> Vec<(String, u8)> {
-        let balancers = self
-            .machines
-            .iter()
-            .filter(|(machine, _)| machine.role.balances());
-        balancers
-            .map(|(machine, _)| (machine.name.clone(), 1))
-            .collect()
-    }
-
-    /// A random set of balancers with random shares: most flows of before meet another balancer.
-    pub(crate) fn some_balancers(&self, random: &mut impl Rng) -> Vec<(String, u8)> {
-        let all = self.every_balancer().into_iter();
-        let all: Vec<String> = all.map(|(name, _)| name).collect();
-        some_of(&all, random)
+    /// Names of the machines that the router sends packets for VIPs to.
+    pub(crate) fn every_balancer(&self) -> Vec<String> {
+        let machines = self.machines.iter();
+        let balancers = machines.filter(|(machine, _)| machine.role.balances());
+        balancers.map(|(machine, _)| machine.name.clone()).collect()
     }
 
     /// Gossip of a machine, and questions to programs from and to it, get lost on the router, or pass again. Not on the
@@ -187,7 +176,12 @@ pub(crate) enum Passes {
     No,
 }
 
-/// At least one of these, with random shares.
+/// Each of these, with the same share.
+pub(crate) fn equally(balancers: &[String]) -> Vec<(String, u8)> {
+    balancers.iter().map(|name| (name.clone(), 1)).collect()
+}
+
+/// At least one of these, with random shares: most flows of before meet another balancer.
 pub(crate) fn some_of(balancers: &[String], random: &mut impl Rng) -> Vec<(String, u8)> {
     let count = random.random_range(1..=balancers.len());
     balancers
@@ -385,7 +379,10 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .build()
                 .unwrap();
-            for moved in [network.every_balancer(), vec![("lb-2".to_owned(), 3)]] {
+            for moved in [
+                equally(&network.every_balancer()),
+                vec![("lb-2".to_owned(), 3)],
+            ] {
                 runtime.block_on(network.move_ecmp(&moved)).unwrap();
             }
         }));

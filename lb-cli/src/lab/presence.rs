@@ -29,9 +29,7 @@ impl Cluster {
     /// Balancers that are there.
     pub(crate) fn balancers(&self) -> Vec<String> {
         let all = self.network.every_balancer().into_iter();
-        all.map(|(name, _)| name)
-            .filter(|name| self.is_there(name))
-            .collect()
+        all.filter(|name| self.is_there(name)).collect()
     }
 
     /// A machine is there: it has joined, and has power.

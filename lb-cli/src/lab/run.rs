@@ -13,6 +13,7 @@ use super::cluster::{Cluster, Place};
 use super::echo;
 use super::load::{self, Protocol, Tally, Way};
 use super::netns::Worker;
+use super::network::equally;
 use super::objects::Phase;
 use super::scenario::{self, Scenario};
 use super::segments::Segments;
@@ -85,11 +86,7 @@ impl Run {
         voice: Voice,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
-        let balancers: Vec<(String, u8)> = cluster
-            .balancers()
-            .into_iter()
-            .map(|name| (name, 1))
-            .collect();
+        let balancers = equally(&cluster.balancers());
         let relay = cluster.relays();
         cluster.network.move_ecmp(&balancers).await?;
         let (first, more) = start

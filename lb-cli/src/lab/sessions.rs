@@ -198,8 +198,8 @@ impl Session {
         };
         let ended = Instant::now();
         Report {
-            end,
             ended,
+            end,
             ..self.report
         }
     }

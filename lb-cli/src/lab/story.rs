@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cluster::Place;
 use super::load;
-use super::network::Network;
+use super::network::{Network, equally, some_of};
 use super::objects::Phase;
 use super::run::{Run, SERVICE};
 use super::scenario::{self, Change, Step, TAIL_MS};
@@ -51,17 +51,17 @@ impl Run {
         let network: Arc<Network> = Arc::clone(&self.cluster.network);
         let mut random = StdRng::seed_from_u64(self.random.random());
         tokio::spawn(async move {
+            let balancers = network.every_balancer();
             let mut moves = 0;
             loop {
                 let pause = Duration::from_millis(random.random_range(ECMP_PAUSE_MS));
                 if tokio::time::timeout(pause, stop.cancelled()).await.is_ok() {
                     break;
                 }
-                let balancers = network.some_balancers(&mut random);
-                network.move_ecmp(&balancers).await?;
+                network.move_ecmp(&some_of(&balancers, &mut random)).await?;
                 moves += 1;
             }
-            network.move_ecmp(&network.every_balancer()).await?;
+            network.move_ecmp(&equally(&balancers)).await?;
             Ok(moves)
         })
     }

@@ -24,9 +24,10 @@ use self::play::Played;
 use self::report::Summary;
 use self::state::{Finished, Found, State};
 use super::cluster::{Cluster, Settings};
+use super::interrupt::{Interrupted, block_on};
 use super::run::Run;
 use super::voice::Voice;
-use super::{Interrupted, Lab, Relay};
+use super::{Lab, Relay};
 use crate::Outcome;
 use crate::output::Output;
 
@@ -148,7 +149,7 @@ fn once(args: &Args, pair: Pair, seed: u64, voice: Voice) -> anyhow::Result<Play
         no_relay: args.no_relay,
         xdp_mode: args.lab.xdp_mode.clone(),
     };
-    let played = super::block_on(async {
+    let played = block_on(async {
         let mut cluster = Cluster::build(name, settings, ledger)?;
         if pair.events().contains(&event::Event::Join) {
             cluster.leave_out(event::JOINING)?;

@@ -11,7 +11,7 @@ use super::breaks::{self, Break, Journal};
 use super::event::{self, Deed, Event, Moment};
 use super::flows::{Ended, Flows};
 use crate::lab::cluster::Cluster;
-use crate::lab::network::{Passes, some_of};
+use crate::lab::network::{Passes, equally, some_of};
 use crate::lab::run::Run;
 use crate::lab::sessions::End;
 
@@ -87,7 +87,7 @@ impl Run {
     async fn add_member(&mut self, name: String, stage: &mut Stage) -> anyhow::Result<()> {
         self.note(stage, format!("the router adds {name}"));
         stage.members.push(name);
-        let all: Vec<(String, u8)> = stage.members.iter().map(|m| (m.clone(), 1)).collect();
+        let all = equally(&stage.members);
         self.cluster.network.move_ecmp(&all).await
     }
 

@@ -176,7 +176,7 @@ mod tests {
         let mut unplayed = finished("join,rehash");
         unplayed.error = Some("no kernel".to_owned());
         let pairs = vec![finished("rollout,rehash"), bad, unplayed];
-        let summary = Summary::of(7, Relay::On, pairs, 0, Duration::from_secs(60));
+        let summary = Summary::of(7, Relay::On, pairs, 0, Duration::from_mins(1));
         assert_eq!(
             summary.not_held,
             [
@@ -195,7 +195,7 @@ mod tests {
             ..Finished::none(pair.parse().unwrap(), 7)
         };
         let pairs = vec![finished("rollout,rehash", 3), finished("join,rehash", 0)];
-        let summary = Summary::of(7, Relay::Off, pairs, 0, Duration::from_secs(60));
+        let summary = Summary::of(7, Relay::Off, pairs, 0, Duration::from_mins(1));
         assert_eq!(
             summary.not_held,
             ["join,rehash: without relays nothing broke: the run does not see what it should"]
