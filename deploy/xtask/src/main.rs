@@ -13,6 +13,7 @@ mod crds;
 mod deny;
 mod image;
 mod lab;
+mod pairs;
 mod process;
 mod setup;
 mod tally;

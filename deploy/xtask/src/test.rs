@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::process::{self, cargo};
 use crate::tally::{CargoTest, Show, Tally};
-use crate::{cluster, lab, setup, verifier};
+use crate::{cluster, lab, pairs, setup, verifier};
 
 /// Building everything on two slow cores takes about 15 minutes.
 const BUILD_LIMIT: Duration = Duration::from_mins(40);
@@ -59,6 +59,11 @@ const STEPS: &[Step] = &[
     Step {
         title: "lab",
         run: labs,
+        quick: false,
+    },
+    Step {
+        title: "pairs",
+        run: pairs::test,
         quick: false,
     },
     Step {
@@ -225,6 +230,7 @@ const LABS: &[&[&str]] = &[
     &["run", "rollout", "--no-relay"],
     &["run", "scale-2-5", "--no-relay"],
     &["run", "selector", "--no-relay"],
+    &["pairs", "rollout,rehash", "--no-relay"],
 ];
 
 /// The short form of every suite.

@@ -53,10 +53,7 @@ impl Cluster {
     pub(crate) fn start_agent_of(&mut self, name: &str, controller: &Path) -> anyhow::Result<()> {
         let (machine, _) = self.machine(name)?;
         let mut command = Command::new(controller);
-        command
-            .arg("agent")
-            .arg("--manifests")
-            .arg(self.manifests.directory());
+        command.arg("agent").arg("--manifests").arg(self.view(name));
         command.args(["--node", name, "--role", machine.role.argument()]);
         command.args(["--interface", LINK]);
         for address in machine.addresses() {
@@ -82,15 +79,27 @@ impl Cluster {
 
     /// Ends the agent of a machine with a signal, and waits until it has ended.
     pub(crate) async fn end_agent(&mut self, name: &str, signal: Signal) -> anyhow::Result<()> {
+        self.signal_agent(name, signal)?;
+        self.agent_ended(name).await
+    }
+
+    /// Sends a signal to the agent of a machine.
+    pub(crate) fn signal_agent(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
+        let agent = self.agents.get(name);
+        let agent = agent.with_context(|| format!("{name} has no agent"))?;
+        kill(Pid::from_raw(agent.id().cast_signed()), signal)
+            .with_context(|| format!("signal the agent of {name}"))
+    }
+
+    /// Waits until the agent of a machine has ended, which it was told to.
+    pub(crate) async fn agent_ended(&mut self, name: &str) -> anyhow::Result<()> {
         let agent = self.agents.remove(name);
         let mut agent = agent.with_context(|| format!("{name} has no agent"))?;
-        kill(Pid::from_raw(agent.id().cast_signed()), signal)
-            .with_context(|| format!("signal the agent of {name}"))?;
         let started = Instant::now();
         while agent.try_wait().context("wait for an agent")?.is_none() {
             if started.elapsed() > END_LIMIT {
                 bail!(
-                    "the agent of {name} did not end within {} s of {signal}",
+                    "the agent of {name} did not end within {} s",
                     END_LIMIT.as_secs()
                 );
             }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::load::{self, Protocol, Stream, Tally, Way};
 use super::segments::Segments;
 use super::server::raise_file_limit;
-use super::sessions::{End, Sessions};
+use super::sessions::{End, Manner, Sessions};
 use crate::Outcome;
 
 /// Arguments of `lbctl lab-client`.
@@ -112,7 +112,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
             What::Sessions { count } => {
                 let ways: Vec<Way> = ways.iter().copied().cycle().take(count).collect();
                 let here = tokio::runtime::Handle::current();
-                let sessions = Sessions::open(&here, &ways, 1).await?;
+                let sessions = Sessions::open(&here, &ways, 1, Manner::BUSY).await?;
                 say(&serde_json::json!({ "open": count }))?;
                 stop.cancelled().await;
                 say(&held(sessions.close().await?))?;

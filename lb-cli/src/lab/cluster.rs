@@ -1,7 +1,7 @@
 //! The lab's cluster: the network, pods with their servers, manager and agents, and the objects that describe them.
 //! Knows how to change all of that, and nothing of why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use anyhow::{Context, bail};
 use authority::handoff::{self, Holder};
 
-use super::ledger::{CERTIFICATES, Ledger};
+use super::ledger::{CERTIFICATES, FROZEN, Ledger, VIEWS};
 use super::manifests::Manifests;
 use super::netns::Namespace;
 use super::network::Network;
@@ -63,6 +63,8 @@ pub(crate) struct Cluster {
     servers: Vec<(Namespace, Child)>,
     pub(super) manager: Option<Child>,
     pub(super) agents: BTreeMap<String, Child>,
+    /// Machines that have not joined, or have lost power.
+    pub(super) absent: BTreeSet<String>,
 }
 
 impl Cluster {
@@ -73,7 +75,7 @@ impl Cluster {
         mut ledger: Ledger,
     ) -> anyhow::Result<Self> {
         let network = Network::build(name, settings.balancers, &mut ledger)?;
-        for part in ["logs", "sockets", CERTIFICATES] {
+        for part in ["logs", "sockets", CERTIFICATES, VIEWS, FROZEN] {
             let path = ledger.directory().join(part);
             // Of an earlier run; there need not be any.
             let _ = std::fs::remove_dir_all(&path);
@@ -87,7 +89,7 @@ impl Cluster {
         for (machine, _) in &network.machines {
             manifests.node(machine)?;
         }
-        Ok(Self {
+        let cluster = Self {
             settings,
             ledger,
             network: Arc::new(network),
@@ -97,7 +99,10 @@ impl Cluster {
             servers: Vec::new(),
             manager: None,
             agents: BTreeMap::new(),
-        })
+            absent: BTreeSet::new(),
+        };
+        cluster.make_views()?;
+        Ok(cluster)
     }
 
     /// What was made, for removing it.
@@ -115,12 +120,13 @@ impl Cluster {
         self.ledger.directory().join("logs")
     }
 
-    /// Names of the machines, balancers first.
+    /// Names of the machines that are there, balancers first.
     pub(crate) fn machines(&self) -> Vec<String> {
         self.network
             .machines
             .iter()
             .map(|(machine, _)| machine.name.clone())
+            .filter(|name| self.is_there(name))
             .collect()
     }
 
@@ -178,18 +184,24 @@ impl Cluster {
     fn next_pod(&mut self, app: &str, place: Place) -> anyhow::Result<Pod> {
         let number = self.pods.len() + 1;
         let nodes = self.network.machines.iter().map(|(machine, _)| machine);
-        let nodes: Vec<&Machine> = nodes.filter(|machine| machine.pods().is_some()).collect();
+        let nodes = nodes.filter(|machine| machine.pods().is_some());
+        // Nothing starts on a machine without power.
+        let nodes: Vec<&Machine> = nodes.filter(|node| self.is_there(&node.name)).collect();
+        let fewest = || {
+            let count = |node: &&&Machine| self.pods_of.get(&node.name).copied().unwrap_or(0);
+            nodes.iter().min_by_key(count)
+        };
         let node = match place {
-            Place::FewestPods => nodes
-                .iter()
-                .min_by_key(|node| self.pods_of.get(&node.name).copied().unwrap_or(0)),
+            Place::FewestPods => fewest(),
             Place::AwayFrom(pod) => {
                 let old = self
                     .pods
                     .get(pod)
                     .context("a pod succeeds one that does not exist")?;
-                let at = nodes.iter().position(|node| node.name == old.node);
-                at.and_then(|at| nodes.get((at + 1) % nodes.len()))
+                match nodes.iter().position(|node| node.name == old.node) {
+                    Some(at) => nodes.get((at + 1) % nodes.len()),
+                    None => fewest(),
+                }
             }
         };
         let node = node.context("there is no node for pods")?;

@@ -16,6 +16,9 @@ use super::netns;
 
 /// Where keys and certificates are in the directory of a lab.
 pub(super) const CERTIFICATES: &str = "certificates";
+/// Where each agent finds objects, and where copies are that nobody writes to.
+pub(super) const VIEWS: &str = "views";
+pub(super) const FROZEN: &str = "frozen";
 
 /// What was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,7 +162,15 @@ impl Ledger {
             note(self.unmount_pins());
         }
         // Logs stay for whoever wants to know why; the next run starts with none.
-        for part in ["manifests", "staging", "sockets", "bin", CERTIFICATES] {
+        for part in [
+            "manifests",
+            "staging",
+            "sockets",
+            "bin",
+            CERTIFICATES,
+            VIEWS,
+            FROZEN,
+        ] {
             note(remove_all(&self.directory.join(part)));
         }
         if let Some(error) = first_error {

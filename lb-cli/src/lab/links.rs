@@ -6,8 +6,11 @@ use std::os::fd::AsRawFd;
 use anyhow::Context;
 use futures::TryStreamExt;
 use ipnet::IpNet;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::IpProtocol;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::route::{RouteMessage, RouteScope};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::netns::Namespace;
@@ -99,6 +102,17 @@ pub(crate) fn up(end: End<'_>, addresses: &[IpNet]) -> anyhow::Result<()> {
     })
 }
 
+/// Brings a link down: nothing leaves by it, nothing comes in, and the other end loses its carrier.
+pub(crate) fn down(end: End<'_>) -> anyhow::Result<()> {
+    let End { namespace, link } = end;
+    inside(namespace, async |netlink| {
+        let index = index(&netlink, link).await?;
+        let message = LinkUnspec::new_with_index(index).down().build();
+        let done = netlink.link().set(message).execute().await;
+        done.with_context(|| format!("{}: bring {link} down", namespace.name()))
+    })
+}
+
 /// Brings the loopback device up.
 pub(crate) fn loopback_up(namespace: &Namespace) -> anyhow::Result<()> {
     inside(namespace, async |netlink| {
@@ -166,6 +180,71 @@ pub(crate) async fn multipath(netlink: &Handle, to: IpNet, paths: &[Path]) -> an
     let message: RouteMessage = empty_route(to).multipath(hops).build();
     let done = netlink.route().add(message).replace().execute().await;
     done.with_context(|| format!("replace the paths to {to}"))
+}
+
+/// Which UDP datagrams get lost on their way through a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lost {
+    /// From it, or to it.
+    pub(crate) side: Side,
+    /// The address.
+    pub(crate) address: IpAddr,
+    /// To these ports.
+    pub(crate) ports: (u16, u16),
+}
+
+/// Where an address is in a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// Its source.
+    From,
+    /// Its destination.
+    To,
+}
+
+impl Lost {
+    /// A rule of routing that such datagrams have no route. Before all routes, and after those to the namespace itself.
+    fn rule(self) -> RuleMessage {
+        const PRIORITY: u32 = 100;
+        let host = host(self.address);
+        let mut rule = RuleMessage::default();
+        rule.header.family = match self.address {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        };
+        rule.header.action = RuleAction::Blackhole;
+        rule.attributes.push(match self.side {
+            Side::From => {
+                rule.header.src_len = host.prefix_len();
+                RuleAttribute::Source(self.address)
+            }
+            Side::To => {
+                rule.header.dst_len = host.prefix_len();
+                RuleAttribute::Destination(self.address)
+            }
+        });
+        let (start, end) = self.ports;
+        rule.attributes.extend([
+            RuleAttribute::Priority(PRIORITY),
+            RuleAttribute::IpProtocol(IpProtocol::Udp),
+            RuleAttribute::DestinationPortRange(RulePortRange { start, end }),
+        ]);
+        rule
+    }
+
+    /// From now on they get lost. Must be called inside the namespace.
+    pub(crate) async fn begin(self, netlink: &Handle) -> anyhow::Result<()> {
+        let mut request = netlink.rule().add();
+        *request.message_mut() = self.rule();
+        let done = request.execute().await;
+        done.with_context(|| format!("lose datagrams of {}", self.address))
+    }
+
+    /// They pass again. Must be called inside the namespace.
+    pub(crate) async fn end(self, netlink: &Handle) -> anyhow::Result<()> {
+        let done = netlink.rule().del(self.rule()).execute().await;
+        done.with_context(|| format!("let datagrams of {} pass", self.address))
+    }
 }
 
 fn empty_route(to: IpNet) -> RouteMessageBuilder<IpAddr> {

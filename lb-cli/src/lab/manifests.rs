@@ -66,6 +66,15 @@ impl Manifests {
         self.object(&format!("node-{}", machine.name), &objects::node(machine))
     }
 
+    /// Removes the Node of a machine.
+    pub(crate) fn remove_node(&mut self, machine: &str) -> anyhow::Result<()> {
+        let file = format!("node-{machine}.yaml");
+        let path = self.directory.join(&file);
+        std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        self.written.remove(&file);
+        Ok(())
+    }
+
     /// Changes a Service.
     pub(crate) fn change_service(
         &mut self,

@@ -1,7 +1,8 @@
 //! `lbctl lab`: a cluster of network namespaces on one machine, real servers and clients, and the promises held up to it.
 //!
 //! ```text
-//! mod (command line, start and end) → run (+ story, away) → cluster (+ agents) → network → {netns, links, offloads}
+//! mod (command line, start and end) → run (+ story, away, pairs) → cluster (+ agents, presence) → network → {netns, links,
+//!                                                                                                    offloads}
 //!                                         → {load, sessions, echo, segments}     inside the client's namespace
 //! pure: plan, objects, scenario, ways, spread, summary, report, wire
 //! ```
@@ -14,6 +15,7 @@ mod away;
 pub(crate) mod client;
 mod cluster;
 mod echo;
+mod interrupt;
 mod ledger;
 mod links;
 mod load;
@@ -22,7 +24,9 @@ mod netns;
 mod network;
 mod objects;
 mod offloads;
+mod pairs;
 mod plan;
+mod presence;
 mod report;
 mod run;
 mod scenario;
@@ -39,9 +43,9 @@ mod wire;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
-use tokio::signal::unix::{SignalKind, signal};
 
 use self::cluster::{Cluster, Settings};
+use self::interrupt::block_on;
 use self::ledger::Ledger;
 use self::run::{Amount, Run};
 use self::scenario::Scenario;
@@ -79,6 +83,8 @@ const EXIT_CODES: &str = "Exit codes:
 enum Command {
     /// Run one scenario in a lab of its own: 500 TCP connections and 100 UDP sessions must outlive it.
     Run(RunArgs),
+    /// Two events at the same instant, under connections that must outlive both.
+    Pairs(pairs::Args),
     /// Remove a lab that was kept, or left by a crash.
     Down {
         /// Name of the lab.
@@ -104,12 +110,19 @@ struct RunArgs {
 
 #[derive(Clone, Debug, clap::Args)]
 struct Common {
-    /// Name of the lab: labs of different names do not meet.
-    #[arg(long, default_value = "lab", value_parser = lab_name)]
-    name: String,
+    #[command(flatten)]
+    lab: Lab,
     /// Machines that the router sends packets for VIPs to: two without pods, then nodes.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=5))]
     balancers: u8,
+}
+
+/// Which lab, and of what.
+#[derive(Clone, Debug, clap::Args)]
+struct Lab {
+    /// Name of the lab: labs of different names do not meet.
+    #[arg(long, default_value = "lab", value_parser = lab_name)]
+    name: String,
     /// Repeats a run: moments and moves of the router's ECMP follow from it. Random if not given.
     #[arg(long)]
     seed: Option<u64>,
@@ -175,6 +188,7 @@ pub(crate) fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
             let relay = if no_relay { Relay::Off } else { Relay::On };
             execute(&common, What::Scenario(scenario), relay, keep, output)
         }
+        Some(Command::Pairs(args)) => pairs::run(&args, output),
         Some(Command::Down { name }) => down(&name),
     }
 }
@@ -212,52 +226,42 @@ fn execute(
     output: Output,
 ) -> anyhow::Result<Outcome> {
     let voice = Voice::new();
-    let mut ledger = Ledger::open(&common.name)?;
+    let ledger = swept(&common.lab.name, voice)?;
+    let settings = Settings {
+        controller: controller(common.lab.controller.clone())?,
+        balancers: common.balancers,
+        no_relay: relay == Relay::Off,
+        xdp_mode: common.lab.xdp_mode.clone(),
+    };
+    let result = block_on(go(&common.lab, settings, what, voice, ledger));
+    end(result, &common.lab.name, keep, voice, output)
+}
+
+/// The ledger of a lab in which nothing is left of an earlier run.
+fn swept(name: &str, voice: Voice) -> anyhow::Result<Ledger> {
+    let mut ledger = Ledger::open(name)?;
     if !ledger.is_empty() {
         if ledger.is_kept() {
-            bail!(
-                "the lab `{0}` is up: `lbctl lab down --name {0}` ends it",
-                common.name
-            );
+            bail!("the lab `{name}` is up: `lbctl lab down --name {name}` ends it");
         }
         voice.say("removing what an earlier run left behind");
         ledger
             .sweep()
             .context("remove what an earlier run left behind")?;
     }
-    let settings = Settings {
-        controller: controller(common.controller.clone())?,
-        balancers: common.balancers,
-        no_relay: relay == Relay::Off,
-        xdp_mode: common.xdp_mode.clone(),
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start a runtime")?;
-    let result = runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt()).context("listen for signals")?;
-        let mut terminate = signal(SignalKind::terminate()).context("listen for signals")?;
-        tokio::select! {
-            ended = go(common, settings, what, voice, ledger) => ended,
-            _ = interrupt.recv() => bail!("interrupted"),
-            _ = terminate.recv() => bail!("asked to end"),
-        }
-    });
-    drop(runtime);
-    end(result, &common.name, keep, voice, output)
+    Ok(ledger)
 }
 
 async fn go(
-    common: &Common,
+    lab: &Lab,
     settings: Settings,
     what: What,
     voice: Voice,
     ledger: Ledger,
 ) -> anyhow::Result<(Cluster, Summary)> {
-    let seed = common.seed.unwrap_or_else(rand::random);
+    let seed = lab.seed.unwrap_or_else(rand::random);
     voice.say("building the network: client, router, two balancers, three nodes");
-    let cluster = Cluster::build(&common.name, settings, ledger)?;
+    let cluster = Cluster::build(&lab.name, settings, ledger)?;
     match what {
         What::Demonstration(amount) => {
             let start = scenario::Start {

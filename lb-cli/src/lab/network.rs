@@ -6,11 +6,13 @@ use std::path::PathBuf;
 use anyhow::Context;
 use ipnet::IpNet;
 use lb_controller::dataplane::pass;
+use lb_controller::liveness::GOSSIP_PORT;
+use lb_ebpf::abi::PROBE_PORT;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::ledger::Ledger;
-use super::links::{self, End, Path, Route};
+use super::links::{self, End, Lost, Path, Route, Side};
 use super::netns::{Namespace, Worker};
 use super::offloads::{self, Offload, Switch};
 use super::plan::{self, Machine};
@@ -106,24 +108,36 @@ impl Network {
         Ok(inside)
     }
 
-    /// Where the router sends packets for VIPs if nothing has moved them: every balancer, with equal shares.
-    pub(crate) fn every_balancer(&self) -> Vec<(String, u8)> {
-        let balancers = self
-            .machines
-            .iter()
-            .filter(|(machine, _)| machine.role.balances());
-        balancers
-            .map(|(machine, _)| (machine.name.clone(), 1))
-            .collect()
+    /// Names of the machines that the router sends packets for VIPs to.
+    pub(crate) fn every_balancer(&self) -> Vec<String> {
+        let machines = self.machines.iter();
+        let balancers = machines.filter(|(machine, _)| machine.role.balances());
+        balancers.map(|(machine, _)| machine.name.clone()).collect()
     }
 
-    /// A random set of balancers with random shares: most flows of before meet another balancer.
-    pub(crate) fn some_balancers(&self, random: &mut impl Rng) -> Vec<(String, u8)> {
-        let all = self.every_balancer();
-        let count = random.random_range(1..=all.len());
-        all.choose_multiple(random, count)
-            .map(|(name, _)| (name.clone(), random.random_range(1..=4)))
-            .collect()
+    /// Gossip of a machine, and questions to programs from and to it, get lost on the router, or pass again. Not on the
+    /// machine itself: there a program answers questions before any rule sees them.
+    pub(crate) async fn gossip(&self, machine: &Machine, passes: Passes) -> anyhow::Result<()> {
+        let addresses = machine.addresses();
+        self.router_worker
+            .run(async move {
+                let netlink = links::connect()?;
+                for address in addresses {
+                    for side in [Side::From, Side::To] {
+                        let lost = Lost {
+                            side,
+                            address: address.addr(),
+                            ports: (PROBE_PORT, GOSSIP_PORT),
+                        };
+                        match passes {
+                            Passes::No => lost.begin(&netlink).await?,
+                            Passes::Yes => lost.end(&netlink).await?,
+                        }
+                    }
+                }
+                Ok(())
+            })
+            .await
     }
 
     /// Makes the router send packets for VIPs to these balancers, in shares.
@@ -153,6 +167,27 @@ impl Network {
             })
             .await
     }
+}
+
+/// Whether datagrams pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passes {
+    Yes,
+    No,
+}
+
+/// Each of these, with the same share.
+pub(crate) fn equally(balancers: &[String]) -> Vec<(String, u8)> {
+    balancers.iter().map(|name| (name.clone(), 1)).collect()
+}
+
+/// At least one of these, with random shares: most flows of before meet another balancer.
+pub(crate) fn some_of(balancers: &[String], random: &mut impl Rng) -> Vec<(String, u8)> {
+    let count = random.random_range(1..=balancers.len());
+    balancers
+        .choose_multiple(random, count)
+        .map(|name| (name.clone(), random.random_range(1..=4)))
+        .collect()
 }
 
 fn namespace(prefix: &str, name: &str, ledger: &mut Ledger) -> anyhow::Result<Namespace> {
@@ -262,7 +297,6 @@ mod tests {
     use std::time::Duration;
 
     use lb_controller::handoff::HANDOFF_PORT;
-    use lb_controller::liveness::GOSSIP_PORT;
 
     use super::*;
     use crate::lab::{echo, netns};
@@ -345,7 +379,10 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .build()
                 .unwrap();
-            for moved in [network.every_balancer(), vec![("lb-2".to_owned(), 3)]] {
+            for moved in [
+                equally(&network.every_balancer()),
+                vec![("lb-2".to_owned(), 3)],
+            ] {
                 runtime.block_on(network.move_ecmp(&moved)).unwrap();
             }
         }));

@@ -13,10 +13,11 @@ use super::cluster::{Cluster, Place};
 use super::echo;
 use super::load::{self, Protocol, Tally, Way};
 use super::netns::Worker;
+use super::network::equally;
 use super::objects::Phase;
 use super::scenario::{self, Scenario};
 use super::segments::Segments;
-use super::sessions::Sessions;
+use super::sessions::{Manner, Sessions};
 use super::spread::Spread;
 use super::summary::{About, Summary};
 use super::voice::Voice;
@@ -85,7 +86,7 @@ impl Run {
         voice: Voice,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
-        let balancers = cluster.network.every_balancer();
+        let balancers = equally(&cluster.balancers());
         let relay = cluster.relays();
         cluster.network.move_ecmp(&balancers).await?;
         let (first, more) = start
@@ -317,7 +318,7 @@ impl Run {
         let udp = self.ways(Mix::OnlyUdp).take(UDP_SESSIONS);
         let ways: Vec<Way> = tcp.chain(udp).collect();
         let seed = u64::from(self.random.random::<u32>());
-        Sessions::open(self.client.handle(), &ways, seed).await
+        Sessions::open(self.client.handle(), &ways, seed, Manner::BUSY).await
     }
 
     async fn close_sessions(&mut self, sessions: Sessions) -> anyhow::Result<()> {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cluster::Place;
 use super::load;
-use super::network::Network;
+use super::network::{Network, equally, some_of};
 use super::objects::Phase;
 use super::run::{Run, SERVICE};
 use super::scenario::{self, Change, Step, TAIL_MS};
@@ -51,32 +51,33 @@ impl Run {
         let network: Arc<Network> = Arc::clone(&self.cluster.network);
         let mut random = StdRng::seed_from_u64(self.random.random());
         tokio::spawn(async move {
+            let balancers = network.every_balancer();
             let mut moves = 0;
             loop {
                 let pause = Duration::from_millis(random.random_range(ECMP_PAUSE_MS));
                 if tokio::time::timeout(pause, stop.cancelled()).await.is_ok() {
                     break;
                 }
-                let balancers = network.some_balancers(&mut random);
-                network.move_ecmp(&balancers).await?;
+                network.move_ecmp(&some_of(&balancers, &mut random)).await?;
                 moves += 1;
             }
-            network.move_ecmp(&network.every_balancer()).await?;
+            network.move_ecmp(&equally(&balancers)).await?;
             Ok(moves)
         })
     }
 
-    fn change(&mut self, change: Change) -> anyhow::Result<()> {
-        match change {
+    /// Does it, and says what was done.
+    pub(super) fn change(&mut self, change: Change) -> anyhow::Result<String> {
+        let says = match change {
             Change::Add(count) => {
                 let places = std::iter::repeat_n(Place::FewestPods, count);
                 let names = self.cluster.add_pods(places, scenario::FIRST)?;
-                self.voice.say(&format!("new: {}", names.join(", ")));
+                format!("new: {}", names.join(", "))
             }
             Change::Succeed(old) => {
                 let place = Place::AwayFrom(old);
                 let names = self.cluster.add_pods([place], scenario::FIRST)?;
-                self.voice.say(&format!("new: {}", names.join(", ")));
+                format!("new: {}", names.join(", "))
             }
             Change::Phase(pods, phase) => {
                 let names: Vec<String> = pods
@@ -90,21 +91,18 @@ impl Run {
                     Phase::Terminating => "told to end",
                     Phase::Gone => "out of the Service (and still alive)",
                 };
-                self.voice.say(&format!("{}: {becomes}", names.join(", ")));
+                format!("{}: {becomes}", names.join(", "))
             }
             Change::SwitchSelector => {
-                self.voice
-                    .say(&format!("the Service selects app={}", scenario::NEXT));
                 self.cluster.change_service(SERVICE, |service| {
                     let selector = [("app".to_owned(), scenario::NEXT.to_owned())];
                     if let Some(spec) = &mut service.spec {
                         spec.selector = Some(selector.into());
                     }
                 })?;
+                format!("the Service selects app={}", scenario::NEXT)
             }
             Change::SwitchTargetPorts => {
-                self.voice
-                    .say("the Service points to other ports of its pods");
                 self.cluster.change_service(SERVICE, |service| {
                     let spec = service.spec.iter_mut();
                     for port in spec.flat_map(|spec| spec.ports.iter_mut().flatten()) {
@@ -113,8 +111,11 @@ impl Run {
                         }
                     }
                 })?;
+                "the Service points to other ports of its pods".to_owned()
             }
-        }
-        self.cluster.publish()
+        };
+        self.voice.say(&says);
+        self.cluster.publish()?;
+        Ok(says)
     }
 }

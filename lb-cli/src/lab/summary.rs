@@ -135,9 +135,11 @@ impl Summary {
             self.udp_lost += report.lost;
             match report.end {
                 End::Alive => longest = longest.max(report.longest_wait),
+                // Nothing was promised.
+                End::PodDied => {}
                 End::Broken(how) => {
                     self.broken += 1;
-                    let protocol = match report.protocol {
+                    let protocol = match report.way.protocol {
                         Protocol::Tcp => "TCP",
                         Protocol::Udp => "UDP",
                     };
@@ -260,6 +262,9 @@ impl Summary {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use super::super::load::Way;
     use super::*;
 
     fn clean() -> Summary {
@@ -274,12 +279,18 @@ mod tests {
     fn a_broken_session_is_a_broken_promise() {
         let mut summary = clean();
         let report = Report {
-            protocol: Protocol::Tcp,
+            way: Way {
+                protocol: Protocol::Tcp,
+                from: "10.50.1.10:1024".parse().unwrap(),
+                to: "203.0.113.10:80".parse().unwrap(),
+            },
             pod: "u-1".to_owned(),
             pod_name: "pod-1".to_owned(),
             answers: 7,
             lost: 0,
             longest_wait: Duration::ZERO,
+            asked: Instant::now(),
+            ended: Instant::now(),
             end: End::Broken("read: connection reset".to_owned()),
         };
         summary.add_sessions(vec![report], |_| true);
