@@ -2,7 +2,7 @@
 
 use std::fmt::Error;
 
-use super::{Families, truth};
+use super::{Families, number, truth};
 use crate::admin::{Counter, PinStream, Pins};
 
 /// Writes them; nothing if connections are not handed off.
@@ -24,8 +24,8 @@ pub(super) fn pins(families: &mut Families<'_>, pins: Option<&Pins>) -> Result<(
         "bowline_pins",
         "Flows that are pinned: own ones of this node's pods, and all that its maps hold",
         [
-            (vec![("of", "own")], *own as f64),
-            (vec![("of", "all")], *held as f64),
+            (vec![("of", "own")], number(*own)),
+            (vec![("of", "all")], number(*held)),
         ],
     )?;
     families.counter(
@@ -43,7 +43,7 @@ pub(super) fn pins(families: &mut Families<'_>, pins: Option<&Pins>) -> Result<(
     families.gauge(
         "bowline_handoff_proposals",
         "Tables that are to forget, for which flows are handed off",
-        [(Vec::new(), *proposals as f64)],
+        [(Vec::new(), number(*proposals))],
     )?;
     families.counter(
         "bowline_handoff_refused",
@@ -68,7 +68,7 @@ fn told(families: &mut Families<'_>, streams: &[PinStream]) -> Result<(), Error>
         "Changes of this node's pins that a node has not acknowledged",
         streams.iter().filter_map(|stream| {
             let behind = stream.behind?;
-            Some((vec![("node", stream.node.as_str())], behind as f64))
+            Some((vec![("node", stream.node.as_str())], number(behind)))
         }),
     )?;
     families.counter(
