@@ -99,6 +99,16 @@ impl Api {
         self.names.insert(name(node));
     }
 
+    /// A node's object is deleted, and its pods with it.
+    pub(super) fn remove_node(&mut self, node: NodeId) {
+        self.nodes.remove(&node);
+        self.names.remove(&name(node));
+        let pods = self.pods.iter().filter(|pod| pod.node == node);
+        for pod in pods.map(|pod| pod.id).collect::<Vec<_>>() {
+            self.remove_pod(pod);
+        }
+    }
+
     /// Adds a Service without pods.
     pub(super) fn add_service(&mut self, name: &'static str, transport: Transport) -> ServiceId {
         let id = ServiceId(self.services.len() as u8);

@@ -24,6 +24,7 @@ mod oracle;
 mod pod;
 mod queue;
 mod reduce;
+mod retiring;
 mod router;
 mod schemes;
 mod script;

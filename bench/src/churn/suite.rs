@@ -13,12 +13,12 @@ use super::oracle::Fate;
 use super::queue::SECOND;
 use super::reduce;
 use super::router::Ecmp;
-use super::schemes::SchemeName;
 use super::schemes::bowline::Bowline;
 use super::schemes::plain::{Memory, Plain};
+use super::schemes::{Left, SchemeName};
 use super::script::{Scale, Script};
 use super::segment::FlowId;
-use super::world::{Case, Ran, World};
+use super::world::{Case, Leaks, Ran, World};
 use crate::pin_dir::PinDir;
 use crate::report::Row;
 use crate::rounds::{self, Samples};
@@ -150,7 +150,7 @@ impl Rig {
                 return World::new(case, &mut Plain::new(Memory::PerNode))?.run();
             }
         };
-        let mut bowline = Bowline::new(&mut self.kernels, relay);
+        let mut bowline = Bowline::new(&mut self.kernels, relay, case.seed);
         let ran = World::new(case, &mut bowline)?.run();
         bowline.end()?;
         ran
@@ -297,6 +297,17 @@ impl Found {
         rows.push(row("relayed", "packets", ran.counts.relayed));
         rows.push(row("held-back", "packets", ran.counts.held_back));
         rows.push(Row::new(&case("entries"), "entries", &ran.entries));
+        let Leaks { agents, history } = ran.left;
+        let is_empty = agents == Left::default() && history == 0;
+        if scheme == SchemeName::Bowline && !is_empty {
+            let error = format!(
+                "{}: {} pins, {} known flows and {history} places of history are left after all flows have ended",
+                case("entries"),
+                agents.pins,
+                agents.flows,
+            );
+            self.outcome.errors.push(error);
+        }
         if ran.tally.count(Fate::Closed) == 0 {
             let error = format!("{}: no flow came to a good end", case("broken"));
             self.outcome.errors.push(error);

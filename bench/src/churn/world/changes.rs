@@ -194,7 +194,7 @@ impl World<'_> {
             self.api.kill_pod(pod);
         }
         self.later(WITHDRAW, Step::Withdraw(node));
-        self.scheme.live(node, Life::Gone)
+        self.scheme.live(node, Life::Gone, self.queue.now())
     }
 
     /// Two nodes: one with pods and one without, as far as there are.
@@ -211,7 +211,7 @@ impl World<'_> {
         for node in self.two_nodes() {
             match change {
                 Change::Restart => {
-                    self.scheme.live(node, Life::AgentStops)?;
+                    self.scheme.live(node, Life::AgentStops, self.queue.now())?;
                     self.later(RESTART, Step::AgentStarts(node));
                 }
                 Change::Partition => {
@@ -219,7 +219,7 @@ impl World<'_> {
                     self.later(PARTITION, Step::Hears(node));
                 }
                 _ => {
-                    self.scheme.live(node, Life::Suspected)?;
+                    self.scheme.live(node, Life::Suspected, self.queue.now())?;
                     self.later(SUSPECTED, Step::Trusted(node));
                 }
             }
@@ -255,12 +255,13 @@ impl World<'_> {
                 return Ok(());
             }
             Step::AgentStarts(node) => {
-                self.scheme.live(node, Life::AgentStarts)?;
+                self.scheme
+                    .live(node, Life::AgentStarts, self.queue.now())?;
                 self.hear_soon(node);
                 return Ok(());
             }
             Step::Hears(node) => return self.set_deaf(node, false),
-            Step::Trusted(node) => return self.scheme.live(node, Life::Trusted),
+            Step::Trusted(node) => return self.scheme.live(node, Life::Trusted, self.queue.now()),
         }
         self.changed();
         Ok(())
