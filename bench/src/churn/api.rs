@@ -327,6 +327,20 @@ mod tests {
     }
 
     #[test]
+    fn pods_go_with_their_node() {
+        let mut api = Api::default();
+        let [stays, goes] = [0, 1].map(NodeId);
+        api.add_node(stays);
+        api.add_node(goes);
+        let web = api.add_service("web", Transport::Tcp);
+        let [first, second] = [stays, goes].map(|node| api.start_pod(web, node));
+        api.remove_node(goes);
+        assert!(api.has_node("node-0") && !api.has_node("node-1"));
+        assert!(Cluster::pod(&api, &api.pod(first).uid).is_some());
+        assert!(Cluster::pod(&api, &api.pod(second).uid).is_none());
+    }
+
+    #[test]
     fn usable_are_the_ready_ones_and_the_terminating_ones_when_there_is_no_other() {
         let mut api = Api::default();
         api.add_node(NodeId(0));

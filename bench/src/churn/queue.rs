@@ -146,4 +146,23 @@ mod tests {
         queue.after(1, "later");
         assert_eq!(all(&mut queue), [(7, "second"), (7, "late"), (8, "later")]);
     }
+
+    #[test]
+    fn time_that_passes_elsewhere_does_not_come_back() {
+        let mut queue = Queue::new();
+        queue.at(7, "first");
+        queue.advance(5);
+        assert_eq!((queue.now(), queue.due()), (5, Some(7)));
+        queue.advance(3);
+        queue.after(1, "second");
+        assert_eq!(all(&mut queue), [(6, "second"), (7, "first")]);
+        assert_eq!(queue.due(), None);
+    }
+
+    #[test]
+    fn instants_go_there_and_back() {
+        for now in [0, 1, 17 * SECOND + 5] {
+            assert_eq!(nanos(instant(now)), now);
+        }
+    }
 }

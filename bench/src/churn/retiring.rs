@@ -208,6 +208,25 @@ mod tests {
     use lb_controller::model::assign::QUIET;
     use lb_controller::model::pins::Position;
 
+    /// A pod has been replaced by another, and is history.
+    fn replaced() -> (Api, Manager) {
+        let mut api = Api::default();
+        api.add_node(NodeId(0));
+        let web = api.add_service("web", Transport::Tcp);
+        let old = api.start_pod(web, NodeId(0));
+        let mut manager = Manager::default();
+        manager.look(&api, 0).unwrap();
+        api.pod_mut(old).object = Object::Terminating;
+        api.start_pod(web, NodeId(0));
+        manager.look(&api, SECOND).unwrap();
+        (api, manager)
+    }
+
+    /// When that is retired.
+    fn quiet() -> Nanos {
+        SECOND + QUIET.as_secs().cast_unsigned() * SECOND
+    }
+
     fn applied(manager: &mut Manager) {
         let said = Report::Applied {
             service_uid: manager.tables[0].service_uid.as_str().into(),
@@ -219,19 +238,11 @@ mod tests {
 
     #[test]
     fn history_leaves_when_the_owner_has_handed_its_flows_off() {
-        let mut api = Api::default();
-        api.add_node(NodeId(0));
-        let web = api.add_service("web", Transport::Tcp);
-        let old = api.start_pod(web, NodeId(0));
-        let mut manager = Manager::default();
-        manager.look(&api, 0).unwrap();
-        api.pod_mut(old).object = Object::Terminating;
-        api.start_pod(web, NodeId(0));
-        manager.look(&api, SECOND).unwrap();
+        let (api, mut manager) = replaced();
         assert_eq!(manager.history().unwrap(), 1);
         manager.hear(NodeId(0), Said::Up);
         applied(&mut manager);
-        let quiet = SECOND + QUIET.as_secs() as u64 * SECOND;
+        let quiet = quiet();
         let look = manager.look(&api, quiet).unwrap();
         let [(NodeId(0), asked)] = &look.instructions[..] else {
             panic!("{look:?}");
@@ -251,5 +262,31 @@ mod tests {
         let look = manager.retire(quiet).unwrap();
         let cancel = Arc::new(Instruction::Cancel { id });
         assert_eq!(look.instructions, [(NodeId(0), cancel)]);
+    }
+
+    #[test]
+    fn an_answer_to_what_was_asked_on_another_stream_is_none() {
+        let (api, mut manager) = replaced();
+        manager.hear(NodeId(0), Said::Up);
+        applied(&mut manager);
+        let quiet = quiet();
+        let look = manager.look(&api, quiet).unwrap();
+        let Instruction::Retire { id, .. } = *look.instructions[0].1 else {
+            panic!("{look:?}");
+        };
+        manager.hear(NodeId(0), Said::Down);
+        manager.hear(NodeId(0), Said::Up);
+        let position = Position::default();
+        manager.hear(
+            NodeId(0),
+            Said::Report(Report::RetireReady { id, position }),
+        );
+        applied(&mut manager);
+        let look = manager.retire(quiet).unwrap();
+        // It is asked once more.
+        assert!(
+            matches!(*look.instructions[0].1, Instruction::Retire { id: again, .. } if again == id)
+        );
+        assert_eq!(manager.history().unwrap(), 1);
     }
 }

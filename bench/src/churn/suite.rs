@@ -365,22 +365,31 @@ mod tests {
     };
 
     #[test]
-    fn a_run_repeats_and_the_controls_break_what_ours_keeps() {
+    fn runs_repeat_and_leave_nothing_and_the_controls_break_what_ours_keeps() {
         if !Uid::effective().is_root() {
             eprintln!("skipped: a simulated cluster needs root, to load programs");
             return;
         }
         let scripts = Script::all(&SCALE);
-        let script = scripts
-            .iter()
-            .find(|script| script.name == "rollout+rehash")
-            .unwrap();
         let mut rig = Rig::make(SCALE.nodes, SCALE.flows).unwrap();
-        let case = Case {
-            script,
+        runs_repeat(&mut rig, case_of(&scripts, "rollout+rehash"));
+        // Pins are there while nodes disagree about who is alive, and gone when their flows are.
+        let case = case_of(&scripts, "crash+rehash");
+        let ran = rig.run(SchemeName::Bowline, case).unwrap();
+        assert_eq!(ran.tally.told, []);
+        assert!(ran.entries.spread().2 > 0.0);
+        assert_eq!(ran.left, Leaks::default());
+    }
+
+    fn case_of<'a>(scripts: &'a [Script], name: &str) -> Case<'a> {
+        Case {
+            script: scripts.iter().find(|script| script.name == name).unwrap(),
             seed: 5,
             only: &[],
-        };
+        }
+    }
+
+    fn runs_repeat(rig: &mut Rig, case: Case<'_>) {
         for scheme in SchemeName::ALL {
             let [first, second] = [0, 1].map(|_| rig.run(scheme, case).unwrap());
             assert_eq!(first.tally, second.tally, "{}", scheme.as_str());
@@ -388,7 +397,10 @@ mod tests {
             assert!(first.tally.flows() >= u64::from(SCALE.flows));
             let broken = first.tally.broken();
             match scheme {
-                SchemeName::Bowline => assert_eq!(first.tally.told, []),
+                SchemeName::Bowline => {
+                    assert_eq!(first.tally.told, []);
+                    assert_eq!(first.left, Leaks::default());
+                }
                 SchemeName::Stateless | SchemeName::PerNode | SchemeName::NoRelay => {
                     assert!(broken > 0, "{}", scheme.as_str());
                 }

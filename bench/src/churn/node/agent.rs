@@ -250,6 +250,11 @@ impl Agent {
         is_new
     }
 
+    /// Whether the pins of all nodes are here, or are not waited for any more.
+    pub(crate) fn misses_nobody(&self) -> bool {
+        self.missing.is_empty()
+    }
+
     /// Other nodes, as the API server has named them.
     pub(crate) fn others(&self) -> Vec<NodeId> {
         let nodes = self.heard.iter().flat_map(|heard| &heard.nodes);

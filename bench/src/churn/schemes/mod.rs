@@ -99,6 +99,10 @@ pub(super) trait Scheme {
     fn begin(&mut self, node: NodeId, now: Nanos) -> anyhow::Result<()>;
     /// Something becomes of a node's agent.
     fn live(&mut self, node: NodeId, life: Life, now: Nanos) -> anyhow::Result<()>;
+    /// Whether a new node may take packets.
+    fn is_ready(&self, _node: NodeId) -> bool {
+        true
+    }
     /// When agents do something that nobody has told them, if they do.
     fn due(&self) -> Option<Nanos> {
         None

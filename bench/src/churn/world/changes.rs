@@ -20,6 +20,8 @@ const WITHDRAW: (Nanos, Nanos) = (200 * MS, 1200 * MS);
 const NODE_LOST: Nanos = 40 * SECOND;
 /// A new node announces when it has had its tables for a while.
 const ANNOUNCE: (Nanos, Nanos) = (4 * SECOND, 6 * SECOND);
+/// When it looks again whether it may.
+const ANNOUNCE_AGAIN: Nanos = 100 * MS;
 /// How long an agent is away.
 const RESTART: (Nanos, Nanos) = (SECOND, 4 * SECOND);
 /// How long a partition lasts: longer than a flow may be silent, now and then.
@@ -251,7 +253,12 @@ impl World<'_> {
                 return Ok(());
             }
             Step::Announce(node) => {
-                self.router.add(node);
+                if self.scheme.is_ready(node) {
+                    self.router.add(node);
+                } else {
+                    let event = Event::Control(Control::Step(step));
+                    self.queue.after(ANNOUNCE_AGAIN, event);
+                }
                 return Ok(());
             }
             Step::AgentStarts(node) => {

@@ -9,7 +9,7 @@ use lb_controller::handoff::message::{Instruction, Report};
 use lb_controller::model::freshness::{self, Heard, Stream};
 use lb_controller::model::pins::{Message, Position};
 
-use super::{Bowline, Left, Node, Said};
+use super::{Bowline, Hearing, Left, Node, Said};
 use crate::churn::api;
 use crate::churn::node::agent::{Agent, Settled};
 use crate::churn::queue::{MS, Nanos, SECOND, instant, nanos};
@@ -326,7 +326,7 @@ impl Bowline<'_> {
 impl Node {
     /// Finds out whether the node is fresh.
     fn refresh(&mut self, now: Nanos) {
-        let last = (!self.is_deaf).then(|| instant(now));
+        let last = (self.hearing == Hearing::Open).then(|| instant(now));
         let facts = self.agent.facts(Heard::Peers(last));
         if freshness::fresh(&facts, instant(now)).is_ok() {
             self.fresh_since.get_or_insert(now);

@@ -21,6 +21,13 @@ use crate::churn::queue::{Nanos, Queue};
 use crate::churn::segment::{Segment, ServiceId};
 use crate::churn::wire::{self, Frame, NodeId, Place};
 
+/// Whether an agent hears the API server, and the streams of others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Hearing {
+    Open,
+    Deaf,
+}
+
 /// One node.
 struct Node {
     agent: Agent,
@@ -28,8 +35,7 @@ struct Node {
     start: u64,
     /// Whether the agent runs.
     runs: bool,
-    /// Whether it hears neither the API server nor anybody else's stream.
-    is_deaf: bool,
+    hearing: Hearing,
     /// Whether the manager has heard of it.
     is_told: bool,
     /// Since when the node is fresh, if it is.
@@ -46,7 +52,7 @@ impl Node {
             agent,
             start,
             runs: true,
-            is_deaf: false,
+            hearing: Hearing::Open,
             is_told: false,
             fresh_since: None,
             reads_soon: false,
@@ -56,7 +62,7 @@ impl Node {
 
     /// Whether its agent speaks to others, and hears them.
     fn speaks(&self) -> bool {
-        self.runs && !self.is_deaf && self.agent.written().is_some()
+        self.runs && self.hearing == Hearing::Open && self.agent.written().is_some()
     }
 }
 
@@ -160,6 +166,9 @@ impl<'a> Bowline<'a> {
         let Some(mut removed) = self.nodes.remove(&node) else {
             return Ok(());
         };
+        if removed.is_told {
+            self.said.push((node, Said::Down));
+        }
         let kernel = &mut self.kernels[node.index()];
         let counts = kernel.counts()?;
         self.gone.relayed += counts.relayed;
@@ -201,12 +210,18 @@ impl Scheme for Bowline<'_> {
             }
             Life::Deaf => {
                 if let Some(state) = self.nodes.get_mut(&node) {
-                    state.is_deaf = true;
+                    state.hearing = Hearing::Deaf;
                     state.fresh_since = None;
                 }
             }
         }
         self.relink(now)
+    }
+
+    /// Its tables are applied, and the streams of all owners are past their snapshots, or were waited for in vain.
+    fn is_ready(&self, node: NodeId) -> bool {
+        let state = self.nodes.get(&node);
+        state.is_some_and(|state| state.fresh_since.is_some() && state.agent.misses_nobody())
     }
 
     fn due(&self) -> Option<Nanos> {
@@ -249,7 +264,7 @@ impl Scheme for Bowline<'_> {
         let Some(state) = self.nodes.get_mut(&node).filter(|node| node.runs) else {
             return Ok(());
         };
-        state.is_deaf = false;
+        state.hearing = Hearing::Open;
         state.agent.hear(tables, api);
         self.settle(node, now)?;
         self.relink(now)
