@@ -67,9 +67,9 @@ pub(crate) struct Options {
     /// Churn: look for fewer flows and changes with which the same scheme still breaks a flow.
     #[arg(long, conflicts_with_all = ["flow", "without"])]
     reduce: bool,
-    /// Churn: a flow that Bowline breaks fails the run.
+    /// Churn: a flow that Bowline breaks does not fail the run.
     #[arg(long)]
-    strict: bool,
+    lenient: bool,
 }
 
 impl Options {
@@ -85,7 +85,7 @@ impl Options {
             flow,
             without,
             reduce: _,
-            strict: _,
+            lenient: _,
         } = self;
         let mut words = format!("churn --script {} --seed {seed}", script.name);
         if length == Length::Quick {
@@ -200,7 +200,7 @@ pub(crate) fn run(length: Length, only: &str, options: &Options) -> anyhow::Resu
                     reduce::reduce(&mut rig, case, ran)?
                 );
             }
-            if options.strict {
+            if !options.lenient {
                 found.fail(script, &replay);
             }
         }
