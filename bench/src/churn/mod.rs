@@ -8,6 +8,8 @@
 //! ```text
 //! client ─▶ router ─▶ node: XDP ─▶ node: XDP ─▶ pod ─▶ node: TC ─▶ client      world/traffic
 //! script ─▶ API server ─▶ manager ─▶ tables ─▶ agents ─▶ maps                   world/changes, world/control
+//! XDP, TC: reports ─▶ agent ─▶ pins ─▶ agents of all nodes ─▶ maps             schemes/bowline, node/pins
+//! manager: may this be forgotten? ─▶ agents ─▶ pins acknowledged ─▶ manager     retiring
 //! ```
 
 #![expect(
