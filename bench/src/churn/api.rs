@@ -99,6 +99,16 @@ impl Api {
         self.names.insert(name(node));
     }
 
+    /// A node's object is deleted, and its pods with it.
+    pub(super) fn remove_node(&mut self, node: NodeId) {
+        self.nodes.remove(&node);
+        self.names.remove(&name(node));
+        let pods = self.pods.iter().filter(|pod| pod.node == node);
+        for pod in pods.map(|pod| pod.id).collect::<Vec<_>>() {
+            self.remove_pod(pod);
+        }
+    }
+
     /// Adds a Service without pods.
     pub(super) fn add_service(&mut self, name: &'static str, transport: Transport) -> ServiceId {
         let id = ServiceId(self.services.len() as u8);
@@ -314,6 +324,20 @@ mod tests {
         assert!(api.at(address).is_none());
         let second = api.start_pod(web, NodeId(0));
         assert_eq!(api.at(address).map(|pod| pod.id), Some(second));
+    }
+
+    #[test]
+    fn pods_go_with_their_node() {
+        let mut api = Api::default();
+        let [stays, goes] = [0, 1].map(NodeId);
+        api.add_node(stays);
+        api.add_node(goes);
+        let web = api.add_service("web", Transport::Tcp);
+        let [first, second] = [stays, goes].map(|node| api.start_pod(web, node));
+        api.remove_node(goes);
+        assert!(api.has_node("node-0") && !api.has_node("node-1"));
+        assert!(Cluster::pod(&api, &api.pod(first).uid).is_some());
+        assert!(Cluster::pod(&api, &api.pod(second).uid).is_none());
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub(super) enum Purpose {
     Script,
     /// How the router spreads flows.
     Router,
+    /// When agents do what nobody has told them, and how long what they tell each other is under way.
+    Agents,
 }
 
 /// A generator (`SplitMix64`; Steele, Lea and Flood, OOPSLA 2014).

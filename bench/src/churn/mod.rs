@@ -8,6 +8,8 @@
 //! ```text
 //! client ─▶ router ─▶ node: XDP ─▶ node: XDP ─▶ pod ─▶ node: TC ─▶ client      world/traffic
 //! script ─▶ API server ─▶ manager ─▶ tables ─▶ agents ─▶ maps                   world/changes, world/control
+//! XDP, TC: reports ─▶ agent ─▶ pins ─▶ agents of all nodes ─▶ maps             schemes/bowline, node/pins
+//! manager: may this be forgotten? ─▶ agents ─▶ pins acknowledged ─▶ manager     retiring
 //! ```
 
 #![expect(
@@ -24,6 +26,7 @@ mod oracle;
 mod pod;
 mod queue;
 mod reduce;
+mod retiring;
 mod router;
 mod schemes;
 mod script;

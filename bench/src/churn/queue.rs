@@ -4,6 +4,8 @@
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 /// Simulated time in nanoseconds since the start of a run.
 pub(super) type Nanos = u64;
@@ -12,6 +14,19 @@ pub(super) type Nanos = u64;
 pub(super) const MS: Nanos = 1_000_000;
 /// A second.
 pub(super) const SECOND: Nanos = 1_000 * MS;
+
+/// When runs begin, for the model: it counts in instants, whose differences alone matter.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// A time as an instant.
+pub(super) fn instant(now: Nanos) -> Instant {
+    *START + Duration::from_nanos(now)
+}
+
+/// The time of an instant; never before the start of the run.
+pub(super) fn nanos(at: Instant) -> Nanos {
+    at.saturating_duration_since(*START).as_nanos() as Nanos
+}
 
 /// Events to come.
 pub(super) struct Queue<E> {
@@ -67,6 +82,11 @@ impl<E> Queue<E> {
         self.now
     }
 
+    /// Time passes, though nothing of this queue happens.
+    pub(super) fn advance(&mut self, to: Nanos) {
+        self.now = self.now.max(to);
+    }
+
     /// Says that something happens at a time; what is in the past happens now.
     pub(super) fn at(&mut self, at: Nanos, event: E) {
         let entry = Entry {
@@ -81,6 +101,11 @@ impl<E> Queue<E> {
     /// Says that something happens so much later.
     pub(super) fn after(&mut self, delay: Nanos, event: E) {
         self.at(self.now + delay, event);
+    }
+
+    /// The time of the next event.
+    pub(super) fn due(&self) -> Option<Nanos> {
+        self.heap.peek().map(|Reverse(entry)| entry.at)
     }
 
     /// The next event; its time is now.
@@ -120,5 +145,24 @@ mod tests {
         queue.at(2, "late");
         queue.after(1, "later");
         assert_eq!(all(&mut queue), [(7, "second"), (7, "late"), (8, "later")]);
+    }
+
+    #[test]
+    fn time_that_passes_elsewhere_does_not_come_back() {
+        let mut queue = Queue::new();
+        queue.at(7, "first");
+        queue.advance(5);
+        assert_eq!((queue.now(), queue.due()), (5, Some(7)));
+        queue.advance(3);
+        queue.after(1, "second");
+        assert_eq!(all(&mut queue), [(6, "second"), (7, "first")]);
+        assert_eq!(queue.due(), None);
+    }
+
+    #[test]
+    fn instants_go_there_and_back() {
+        for now in [0, 1, 17 * SECOND + 5] {
+            assert_eq!(nanos(instant(now)), now);
+        }
     }
 }

@@ -13,7 +13,7 @@ use lb_ebpf::abi::{self, ROWS_PER_ELEMENT, map};
 use lb_ebpf::wire::{Addr6, Be32};
 
 use super::claims::Claims;
-use super::events::{Events, EventsError};
+use super::events::{Events, EventsError, Ring};
 use super::flows::Flows;
 use super::load::{self, LoadError, Programs, Sizes};
 use super::mapping::Mapping;
@@ -152,6 +152,11 @@ impl BpfDataplane {
     /// The programs' reports. Needs a tokio runtime.
     pub fn open_events(&self) -> Result<Events, EventsError> {
         Events::open(&self.pins)
+    }
+
+    /// The programs' reports, for who does not wait for them.
+    pub fn open_ring(&self) -> Result<Ring, EventsError> {
+        Ring::open(&self.pins)
     }
 
     /// A handle on the agent's sign of life.

@@ -29,16 +29,32 @@ pub enum EventsError {
     Wait(#[from] std::io::Error),
 }
 
-/// The ring of reports. Whoever reads it takes them away from others.
-pub struct Events(AsyncFd<RingBuf<MapData>>);
+/// The ring of reports, for who asks now and then. Whoever reads it takes them away from others.
+pub struct Ring(RingBuf<MapData>);
 
-impl Events {
-    /// Opens the pinned ring. Needs a tokio runtime.
+impl Ring {
+    /// Opens the pinned ring.
     pub(super) fn open(pins: &PinDir) -> Result<Self, EventsError> {
         let path = pins.map(map::EVENTS);
         let opened =
             MapData::from_pin(&path).and_then(|data| RingBuf::try_from(Map::RingBuf(data)));
         let ring = opened.map_err(|source| EventsError::Open { path, source })?;
+        Ok(Self(ring))
+    }
+
+    /// What was reported, at most [`EVENTS_AT_ONCE`]; nothing if there is nothing.
+    pub fn take(&mut self) -> Vec<Event> {
+        take(&mut self.0)
+    }
+}
+
+/// The same for who waits for reports.
+pub struct Events(AsyncFd<RingBuf<MapData>>);
+
+impl Events {
+    /// Opens the pinned ring. Needs a tokio runtime.
+    pub(super) fn open(pins: &PinDir) -> Result<Self, EventsError> {
+        let Ring(ring) = Ring::open(pins)?;
         // SAFETY: the ring owns its file descriptor, always the same one, for as long as it lives.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
         Ok(Self(ring.map_err(std::io::Error::from)?))

@@ -327,8 +327,16 @@ impl Flows {
     }
 
     /// Calls `visit` for every flow, known ones of each family first, until it answers `false`.
-    pub fn list(&self, mut visit: impl FnMut(FlowRecord) -> bool) -> Result<(), ApplyError> {
-        let now = now_tick();
+    pub fn list(&self, visit: impl FnMut(FlowRecord) -> bool) -> Result<(), ApplyError> {
+        self.list_at(now_tick(), visit)
+    }
+
+    /// The same at another tick, for a clock that is not the kernel's.
+    pub fn list_at(
+        &self,
+        now: u32,
+        mut visit: impl FnMut(FlowRecord) -> bool,
+    ) -> Result<(), ApplyError> {
         let mut visit = |record| {
             if visit(record) { More::Yes } else { More::No }
         };
@@ -345,7 +353,17 @@ impl Flows {
         client: SocketAddr,
         pod: SocketAddr,
     ) -> Result<bool, ApplyError> {
-        let now = now_tick();
+        self.is_open_at(now_tick(), protocol, client, pod)
+    }
+
+    /// The same at another tick.
+    pub fn is_open_at(
+        &self,
+        now: u32,
+        protocol: u8,
+        client: SocketAddr,
+        pod: SocketAddr,
+    ) -> Result<bool, ApplyError> {
         // The same two ends, named as a pinned flow is.
         match FlowKey::new(protocol, client, pod).map(|key| key.tuple()) {
             Ok(PinKey::V4(key)) => self.v4.is_open(&key, now),

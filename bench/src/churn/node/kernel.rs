@@ -8,10 +8,13 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{Program, TestRun as _, TestRunOptions, TestRunResult};
 use aya::{Ebpf, Pod};
 use lb_controller::dataplane::bpf::{self, BpfDataplane};
+use lb_controller::dataplane::events::Ring;
 use lb_controller::dataplane::load::{self, Sizes};
 use lb_controller::dataplane::stamp::StampWriter;
 use lb_controller::dataplane::{Capacity, Dataplane as _};
-use lb_ebpf::abi::{Bucket, DropReason, FirstPod, Flow, HalfOpen, Limited, Pin, Stat, Tuple, map};
+use lb_ebpf::abi::{
+    Bucket, DropReason, Event, FirstPod, Flow, HalfOpen, Limited, Pin, Stat, Tuple, map,
+};
 use lb_ebpf::wire::Be32;
 
 use crate::churn::queue::{MS, Nanos};
@@ -62,6 +65,9 @@ pub(crate) struct Kernel {
     object: Ebpf,
     clock: Array<MapData, u64>,
     stamp: StampWriter,
+    ring: Ring,
+    /// Reports that were taken from it and not read yet.
+    unread: Vec<Event>,
     /// What the clock map holds.
     clock_ns: Nanos,
     out: [u8; OUT_MAX],
@@ -83,6 +89,8 @@ impl Kernel {
         Ok(Self {
             clock: Array::try_from(clock)?,
             stamp: dataplane.open_stamp()?,
+            ring: dataplane.open_ring()?,
+            unread: Vec::new(),
             clock_ns: 0,
             out: [0; OUT_MAX],
             before: Counts::default(),
@@ -105,6 +113,7 @@ impl Kernel {
             let zeroes = PerCpuValues::try_from(vec![Bucket::default(); cpus])?;
             buckets.set(limited, zeroes, 0)?;
         }
+        while !self.reports().is_empty() {}
         self.stamp.write(0, 0);
         self.before = self.totals()?;
         Ok(())
@@ -140,6 +149,19 @@ impl Kernel {
     /// The tick it is, as flows note it.
     pub(crate) fn tick(now: Nanos) -> u32 {
         ((EPOCH + now) >> lb_ebpf::abi::TICK_SHIFT) as u32
+    }
+
+    /// Whether the programs have reported something that nobody has read.
+    pub(crate) fn has_reports(&mut self) -> bool {
+        self.unread.append(&mut self.ring.take());
+        !self.unread.is_empty()
+    }
+
+    /// What the programs have reported since the last time.
+    pub(crate) fn reports(&mut self) -> Vec<Event> {
+        let mut reports = std::mem::take(&mut self.unread);
+        reports.append(&mut self.ring.take());
+        reports
     }
 
     /// A packet from the wire; answers what it has become.

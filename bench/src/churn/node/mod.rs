@@ -2,3 +2,4 @@
 
 pub(super) mod agent;
 pub(super) mod kernel;
+mod pins;

@@ -5,6 +5,7 @@ pub(super) mod bowline;
 pub(super) mod plain;
 
 use lb_controller::api::service_table::ServiceTableSpec;
+use lb_controller::handoff::message::{Instruction, Report};
 
 use super::api::Api;
 use super::node::kernel::Counts;
@@ -72,12 +73,65 @@ pub(super) enum Life {
     Gone,
 }
 
+/// What the manager hears of a node's agent.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) enum Said {
+    /// Its stream is up: what was said on an earlier one is void.
+    Up,
+    /// Its stream has ended.
+    Down,
+    /// It reports.
+    Report(Report),
+}
+
+/// What is still there when all flows have ended.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Left {
+    /// Flows that some agent wants pinned, or has pinned in its maps.
+    pub(super) pins: u64,
+    /// Known flows.
+    pub(super) flows: u64,
+}
+
 /// A way to balance, on all nodes.
 pub(super) trait Scheme {
     /// A node begins, with empty tables.
-    fn begin(&mut self, node: NodeId) -> anyhow::Result<()>;
+    fn begin(&mut self, node: NodeId, now: Nanos) -> anyhow::Result<()>;
     /// Something becomes of a node's agent.
-    fn live(&mut self, node: NodeId, life: Life) -> anyhow::Result<()>;
+    fn live(&mut self, node: NodeId, life: Life, now: Nanos) -> anyhow::Result<()>;
+    /// Whether a new node may take packets.
+    fn is_ready(&self, _node: NodeId) -> bool {
+        true
+    }
+    /// When agents do something that nobody has told them, if they do.
+    fn due(&self) -> Option<Nanos> {
+        None
+    }
+    /// They do what is due first.
+    fn work(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+    /// What agents have said to the manager since the last time.
+    fn said(&mut self) -> Vec<(NodeId, Said)> {
+        Vec::new()
+    }
+    /// The manager says something to an agent.
+    fn instruct(
+        &mut self,
+        _node: NodeId,
+        _instruction: &Instruction,
+        _now: Nanos,
+    ) -> anyhow::Result<()> {
+        Ok(())
+    }
+    /// All flows end by their silence; none if there is nobody who looks after them.
+    fn expire(&mut self, _now: Nanos) -> anyhow::Result<Option<Left>> {
+        Ok(None)
+    }
+    /// What there is.
+    fn left(&mut self) -> anyhow::Result<Left> {
+        Ok(Left::default())
+    }
     /// A node's agent hears what the API server says now.
     fn hear(
         &mut self,

@@ -102,12 +102,12 @@ impl Node {
 }
 
 impl Scheme for Plain {
-    fn begin(&mut self, node: NodeId) -> anyhow::Result<()> {
+    fn begin(&mut self, node: NodeId, _now: Nanos) -> anyhow::Result<()> {
         self.nodes.insert(node, Node::default());
         Ok(())
     }
 
-    fn live(&mut self, node: NodeId, life: Life) -> anyhow::Result<()> {
+    fn live(&mut self, node: NodeId, life: Life, _now: Nanos) -> anyhow::Result<()> {
         if life == Life::Gone {
             self.nodes.remove(&node);
         }

@@ -20,6 +20,8 @@ const WITHDRAW: (Nanos, Nanos) = (200 * MS, 1200 * MS);
 const NODE_LOST: Nanos = 40 * SECOND;
 /// A new node announces when it has had its tables for a while.
 const ANNOUNCE: (Nanos, Nanos) = (4 * SECOND, 6 * SECOND);
+/// When it looks again whether it may.
+const ANNOUNCE_AGAIN: Nanos = 100 * MS;
 /// How long an agent is away.
 const RESTART: (Nanos, Nanos) = (SECOND, 4 * SECOND);
 /// How long a partition lasts: longer than a flow may be silent, now and then.
@@ -194,7 +196,7 @@ impl World<'_> {
             self.api.kill_pod(pod);
         }
         self.later(WITHDRAW, Step::Withdraw(node));
-        self.scheme.live(node, Life::Gone)
+        self.scheme.live(node, Life::Gone, self.queue.now())
     }
 
     /// Two nodes: one with pods and one without, as far as there are.
@@ -211,7 +213,7 @@ impl World<'_> {
         for node in self.two_nodes() {
             match change {
                 Change::Restart => {
-                    self.scheme.live(node, Life::AgentStops)?;
+                    self.scheme.live(node, Life::AgentStops, self.queue.now())?;
                     self.later(RESTART, Step::AgentStarts(node));
                 }
                 Change::Partition => {
@@ -219,7 +221,7 @@ impl World<'_> {
                     self.later(PARTITION, Step::Hears(node));
                 }
                 _ => {
-                    self.scheme.live(node, Life::Suspected)?;
+                    self.scheme.live(node, Life::Suspected, self.queue.now())?;
                     self.later(SUSPECTED, Step::Trusted(node));
                 }
             }
@@ -251,16 +253,22 @@ impl World<'_> {
                 return Ok(());
             }
             Step::Announce(node) => {
-                self.router.add(node);
+                if self.scheme.is_ready(node) {
+                    self.router.add(node);
+                } else {
+                    let event = Event::Control(Control::Step(step));
+                    self.queue.after(ANNOUNCE_AGAIN, event);
+                }
                 return Ok(());
             }
             Step::AgentStarts(node) => {
-                self.scheme.live(node, Life::AgentStarts)?;
+                self.scheme
+                    .live(node, Life::AgentStarts, self.queue.now())?;
                 self.hear_soon(node);
                 return Ok(());
             }
             Step::Hears(node) => return self.set_deaf(node, false),
-            Step::Trusted(node) => return self.scheme.live(node, Life::Trusted),
+            Step::Trusted(node) => return self.scheme.live(node, Life::Trusted, self.queue.now()),
         }
         self.changed();
         Ok(())

@@ -6,6 +6,10 @@ mod control;
 mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use anyhow::ensure;
+use lb_controller::handoff::message::Instruction;
 
 use super::api::{Api, PodId};
 use super::client::Client;
@@ -16,7 +20,7 @@ use super::oracle::Tally;
 use super::pod::{self, Pod};
 use super::queue::{Nanos, Queue, SECOND};
 use super::router::Router;
-use super::schemes::Scheme;
+use super::schemes::{Left, Said, Scheme};
 use super::script::Script;
 use super::segment::{FlowId, Segment, ServiceId};
 use super::wire::NodeId;
@@ -25,6 +29,11 @@ use changes::Step;
 
 /// Clients begin when all nodes have their tables.
 const FIRST_FLOW: Nanos = SECOND;
+/// All clients have ended so long after they have begun to close: their last tries take two minutes.
+const ENDING: Nanos = 240 * SECOND;
+/// How long agents and the manager have until nothing is left: history is retired after five quiet minutes, and an attempt
+/// takes a minute at most.
+const WINDING_UP: Nanos = 900 * SECOND;
 /// How often entries at balancers are counted.
 const SAMPLE_EVERY: Nanos = SECOND;
 
@@ -44,6 +53,16 @@ pub(super) struct Ran {
     pub(super) counts: Counts,
     /// Entries about flows at all balancers, once a second.
     pub(super) entries: Samples,
+    /// What was still there after all flows had ended.
+    pub(super) left: Leaks,
+}
+
+/// What should be gone when all flows have ended, and dead nodes have been deleted.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Leaks {
+    pub(super) agents: Left,
+    /// Older occupants of slots, and previous tables.
+    pub(super) history: u64,
 }
 
 #[derive(Debug)]
@@ -72,6 +91,12 @@ enum Control {
     Step(Step),
     /// The manager looks.
     Look,
+    /// The manager looks since it has said so.
+    LookAgain,
+    /// The manager hears an agent.
+    Said(NodeId, Said),
+    /// An agent hears the manager.
+    Instruct(NodeId, Arc<Instruction>),
     /// A node's agent hears.
     Hear(NodeId),
     /// A node's agent tidies up.
@@ -106,6 +131,8 @@ pub(super) struct World<'a> {
     api: Api,
     manager: Manager,
     manager_looks_soon: bool,
+    /// When the manager looks again by itself.
+    looks_again: Option<Nanos>,
     router: Router,
     /// The pods' TCP, by their number.
     pods: Vec<Pod>,
@@ -132,6 +159,7 @@ impl<'a> World<'a> {
             api: Api::default(),
             manager: Manager::default(),
             manager_looks_soon: false,
+            looks_again: None,
             router: Router::new(script.ecmp, Dice::new(seed, Purpose::Router).word()),
             pods: Vec::new(),
             flows: HashMap::new(),
@@ -153,8 +181,8 @@ impl<'a> World<'a> {
                 world.start_pod(service);
             }
         }
-        let look = world.manager.look(&world.api, 0);
-        world.look_again(look.again);
+        let look = world.manager.look(&world.api, 0)?;
+        world.follow_manager(look);
         for node in world.up.clone() {
             world.hear(node)?;
         }
@@ -169,38 +197,92 @@ impl<'a> World<'a> {
 
     /// Runs the script to its end.
     pub(super) fn run(mut self) -> anyhow::Result<Ran> {
-        while let Some(event) = self.queue.next() {
-            match event {
-                Event::Begin(number) => self.begin(number),
-                Event::Reopen(flow) => self.open(flow),
-                Event::Wake(flow) => self.wake(flow),
-                Event::Enter(node, segment) => self.enter(node, &segment)?,
-                Event::Arrive(node, flow, packet) => self.arrive(node, flow, &packet)?,
-                Event::Remind(pod, key) => self.remind(pod, key)?,
-                Event::Client(segment, pod) => self.receive(&segment, pod),
-                Event::Control(control) => self.control(&control)?,
-            }
-        }
+        let end = self.case.script.closing + ENDING;
+        while self.next_before(end)? {}
+        ensure!(
+            self.flows.is_empty(),
+            "{} flows have no end",
+            self.flows.len()
+        );
+        // What comes after has nothing to do with flows.
+        let counts = self.scheme.counts()?;
+        let left = self.wind_up(end)?;
         Ok(Ran {
-            counts: self.scheme.counts()?,
+            counts,
             tally: self.tally,
             entries: self.entries,
+            left,
         })
     }
 
-    fn control(&mut self, control: &Control) -> anyhow::Result<()> {
+    /// All flows end and dead nodes are deleted; what is there when agents and manager have had their time should not be.
+    fn wind_up(&mut self, end: Nanos) -> anyhow::Result<Leaks> {
+        self.queue.advance(end);
+        self.delete_dead_nodes();
+        if self.scheme.expire(end)?.is_none() {
+            return Ok(Leaks::default());
+        }
+        while self.next_before(end + WINDING_UP)? {}
+        Ok(Leaks {
+            agents: self.scheme.left()?,
+            history: self.manager.history()?,
+        })
+    }
+
+    /// Does what comes next: agents by themselves before anything else of the same time.
+    fn next_before(&mut self, end: Nanos) -> anyhow::Result<bool> {
+        let next = [self.scheme.due(), self.queue.due()];
+        if next.into_iter().flatten().min().is_none_or(|at| at >= end) {
+            return Ok(false);
+        }
+        self.next()?;
+        Ok(true)
+    }
+
+    fn next(&mut self) -> anyhow::Result<()> {
+        let due = self.scheme.due();
+        if let Some(at) = due
+            && self.queue.due().is_none_or(|other| at <= other)
+        {
+            self.queue.advance(at);
+            self.scheme.work()?;
+        } else if let Some(event) = self.queue.next() {
+            self.happen(event)?;
+        }
+        self.carry_said();
+        Ok(())
+    }
+
+    fn happen(&mut self, event: Event) -> anyhow::Result<()> {
+        match event {
+            Event::Begin(number) => self.begin(number),
+            Event::Reopen(flow) => self.open(flow),
+            Event::Wake(flow) => self.wake(flow),
+            Event::Enter(node, segment) => self.enter(node, &segment)?,
+            Event::Arrive(node, flow, packet) => self.arrive(node, flow, &packet)?,
+            Event::Remind(pod, key) => self.remind(pod, key)?,
+            Event::Client(segment, pod) => self.receive(&segment, pod),
+            Event::Control(control) => self.control(control)?,
+        }
+        Ok(())
+    }
+
+    fn control(&mut self, control: Control) -> anyhow::Result<()> {
         match control {
             Control::Change(at) => {
-                let (_, change) = self.case.script.changes[*at];
+                let (_, change) = self.case.script.changes[at];
                 self.change(change)
             }
-            Control::Step(step) => self.step(*step),
-            Control::Look => {
-                self.look();
-                Ok(())
+            Control::Step(step) => self.step(step),
+            Control::Look => self.look(),
+            Control::LookAgain => self.look_again(),
+            Control::Said(node, said) => self.manager_hears(node, said),
+            Control::Instruct(node, instruction) => {
+                let now = self.queue.now();
+                self.scheme.instruct(node, &instruction, now)
             }
-            Control::Hear(node) => self.hear(*node),
-            Control::Tidy(node) => self.tidy(*node),
+            Control::Hear(node) => self.hear(node),
+            Control::Tidy(node) => self.tidy(node),
             Control::Sample => {
                 self.entries.push(self.scheme.entries()? as f64);
                 if self.queue.now() < self.case.script.closing {

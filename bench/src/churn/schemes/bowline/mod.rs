@@ -1,25 +1,69 @@
-//! Ours: packets go through the real programs of every node.
+//! Ours: packets go through the real programs of every node, and agents tell each other what they must.
 
-use std::collections::BTreeMap;
+mod agents;
+mod streams;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use lb_controller::api::service_table::ServiceTableSpec;
+use lb_controller::handoff::message::Instruction;
 
-use super::{Life, Outcome, Scheme};
+use self::agents::{REPORT_LAG, Todo};
+use self::streams::Link;
+use super::{Left, Life, Outcome, Said, Scheme};
 use crate::churn::api::Api;
+use crate::churn::dice::{Dice, Purpose};
 use crate::churn::node::agent::{Agent, Relay};
 use crate::churn::node::kernel::{Counts, Kernel, Verdict};
-use crate::churn::queue::Nanos;
+use crate::churn::queue::{Nanos, Queue};
 use crate::churn::segment::{Segment, ServiceId};
 use crate::churn::wire::{self, Frame, NodeId, Place};
+
+/// Whether an agent hears the API server, and the streams of others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Hearing {
+    Open,
+    Deaf,
+}
 
 /// One node.
 struct Node {
     agent: Agent,
+    /// Which start of the agent it is.
+    start: u64,
     /// Whether the agent runs.
     runs: bool,
+    hearing: Hearing,
+    /// Whether the manager has heard of it.
+    is_told: bool,
     /// Since when the node is fresh, if it is.
     fresh_since: Option<Nanos>,
+    /// The agent will read the programs' reports.
+    reads_soon: bool,
+    /// Versions by Service that others know of.
+    told: BTreeMap<Arc<str>, u64>,
+}
+
+impl Node {
+    fn new(agent: Agent, start: u64) -> Self {
+        Self {
+            agent,
+            start,
+            runs: true,
+            hearing: Hearing::Open,
+            is_told: false,
+            fresh_since: None,
+            reads_soon: false,
+            told: BTreeMap::new(),
+        }
+    }
+
+    /// Whether its agent speaks to others, and hears them.
+    fn speaks(&self) -> bool {
+        self.runs && self.hearing == Hearing::Open && self.agent.written().is_some()
+    }
 }
 
 /// Programs, maps and agents of all nodes.
@@ -29,16 +73,36 @@ pub(crate) struct Bowline<'a> {
     relay: Relay,
     /// Counters of nodes that are gone.
     gone: Counts,
+    /// What agents do by themselves.
+    queue: Queue<Todo>,
+    delays: Dice,
+    /// Starts of agents so far.
+    starts: u64,
+    /// From owners to balancers.
+    links: BTreeMap<(NodeId, NodeId), Link>,
+    /// Streams so far.
+    link_numbers: u64,
+    /// Nodes that are taken for dead by all who live.
+    down: BTreeSet<NodeId>,
+    /// What the manager has not heard yet.
+    said: Vec<(NodeId, Said)>,
 }
 
 impl<'a> Bowline<'a> {
     /// A cluster without nodes, on kernels that are empty.
-    pub(crate) fn new(kernels: &'a mut [Kernel], relay: Relay) -> Self {
+    pub(crate) fn new(kernels: &'a mut [Kernel], relay: Relay, seed: u64) -> Self {
         Self {
             kernels,
             nodes: BTreeMap::new(),
             relay,
             gone: Counts::default(),
+            queue: Queue::new(),
+            delays: Dice::new(seed, Purpose::Agents),
+            starts: 0,
+            links: BTreeMap::new(),
+            link_numbers: 0,
+            down: BTreeSet::new(),
+            said: Vec::new(),
         }
     }
 
@@ -58,6 +122,12 @@ impl<'a> Bowline<'a> {
     fn outcome(&mut self, node: NodeId, packet: &[u8], now: Nanos) -> anyhow::Result<Outcome> {
         let kernel = self.kernel(node, now)?;
         let (verdict, packet) = kernel.arrive(packet)?;
+        let outcome = Self::became(verdict, packet);
+        self.reported(node, now);
+        outcome
+    }
+
+    fn became(verdict: Verdict, packet: &[u8]) -> anyhow::Result<Outcome> {
         if verdict == Verdict::Drop {
             return Ok(Outcome::Nothing);
         }
@@ -79,10 +149,26 @@ impl<'a> Bowline<'a> {
         })
     }
 
+    /// A program may have reported something.
+    fn reported(&mut self, node: NodeId, now: Nanos) {
+        if let Some(state) = self.nodes.get_mut(&node)
+            && state.runs
+            && !state.reads_soon
+            && self.kernels[node.index()].has_reports()
+        {
+            state.reads_soon = true;
+            let lag = self.delays.between(REPORT_LAG.0, REPORT_LAG.1);
+            self.queue.at(now + lag, Todo::Read(node));
+        }
+    }
+
     fn remove(&mut self, node: NodeId) -> anyhow::Result<()> {
         let Some(mut removed) = self.nodes.remove(&node) else {
             return Ok(());
         };
+        if removed.is_told {
+            self.said.push((node, Said::Down));
+        }
         let kernel = &mut self.kernels[node.index()];
         let counts = kernel.counts()?;
         self.gone.relayed += counts.relayed;
@@ -101,39 +187,71 @@ impl<'a> Bowline<'a> {
 }
 
 impl Scheme for Bowline<'_> {
-    fn begin(&mut self, node: NodeId) -> anyhow::Result<()> {
+    fn begin(&mut self, node: NodeId, now: Nanos) -> anyhow::Result<()> {
         let kernel = self.kernels.get_mut(node.index());
         let kernel = kernel.context("more nodes than kernels")?;
         kernel.empty()?;
-        let node_state = Node {
-            agent: Agent::start(node, self.relay, kernel)?,
-            runs: true,
-            fresh_since: None,
-        };
-        self.nodes.insert(node, node_state);
-        Ok(())
+        self.start(node, now)
     }
 
-    fn live(&mut self, node: NodeId, life: Life) -> anyhow::Result<()> {
-        if life == Life::Gone {
-            return self.remove(node);
-        }
-        let Some(state) = self.nodes.get_mut(&node) else {
-            return Ok(());
-        };
+    fn live(&mut self, node: NodeId, life: Life, now: Nanos) -> anyhow::Result<()> {
         match life {
-            Life::AgentStops => state.runs = false,
-            Life::AgentStarts => {
-                let kernel = &mut self.kernels[node.index()];
-                state.agent = Agent::start(node, self.relay, kernel)?;
-                state.runs = true;
-                state.fresh_since = None;
+            Life::Gone => {
+                self.remove(node)?;
+                self.note_down(node, true, now);
             }
-            Life::Deaf => state.fresh_since = None,
-            // Suspicion moves new flows at most, and no node acts on it yet.
-            Life::Suspected | Life::Trusted | Life::Gone => {}
+            Life::Suspected => self.note_down(node, true, now),
+            Life::Trusted => self.note_down(node, false, now),
+            Life::AgentStarts => self.start(node, now)?,
+            Life::AgentStops => {
+                if let Some(state) = self.nodes.get_mut(&node) {
+                    state.runs = false;
+                }
+            }
+            Life::Deaf => {
+                if let Some(state) = self.nodes.get_mut(&node) {
+                    state.hearing = Hearing::Deaf;
+                    state.fresh_since = None;
+                }
+            }
         }
-        Ok(())
+        self.relink(now)
+    }
+
+    /// Its tables are applied, and the streams of all owners are past their snapshots, or were waited for in vain.
+    fn is_ready(&self, node: NodeId) -> bool {
+        let state = self.nodes.get(&node);
+        state.is_some_and(|state| state.fresh_since.is_some() && state.agent.misses_nobody())
+    }
+
+    fn due(&self) -> Option<Nanos> {
+        self.queue.due()
+    }
+
+    fn work(&mut self) -> anyhow::Result<()> {
+        self.work_next()
+    }
+
+    fn said(&mut self) -> Vec<(NodeId, Said)> {
+        std::mem::take(&mut self.said)
+    }
+
+    fn instruct(
+        &mut self,
+        node: NodeId,
+        instruction: &Instruction,
+        now: Nanos,
+    ) -> anyhow::Result<()> {
+        self.instructed(node, instruction, now)
+    }
+
+    fn expire(&mut self, now: Nanos) -> anyhow::Result<Option<Left>> {
+        self.expire_all(now)?;
+        self.left().map(Some)
+    }
+
+    fn left(&mut self) -> anyhow::Result<Left> {
+        self.count_left()
     }
 
     fn hear(
@@ -146,19 +264,19 @@ impl Scheme for Bowline<'_> {
         let Some(state) = self.nodes.get_mut(&node).filter(|node| node.runs) else {
             return Ok(());
         };
-        let kernel = &mut self.kernels[node.index()];
-        state.agent.apply(kernel, tables, api)?;
-        state.fresh_since.get_or_insert(now);
-        Ok(())
+        state.hearing = Hearing::Open;
+        state.agent.hear(tables, api);
+        self.settle(node, now)?;
+        self.relink(now)
     }
 
-    fn tidy(&mut self, node: NodeId, now: Nanos) -> anyhow::Result<()> {
+    fn tidy(&mut self, node: NodeId, _now: Nanos) -> anyhow::Result<()> {
         let Some(state) = self.nodes.get_mut(&node).filter(|node| node.runs) else {
             return Ok(());
         };
         let kernel = &mut self.kernels[node.index()];
-        state.agent.tidy(kernel)?;
-        Agent::sweep(kernel, now)
+        state.agent.forget_nodes(kernel)?;
+        state.agent.tidy(kernel)
     }
 
     fn enter(
@@ -189,6 +307,7 @@ impl Scheme for Bowline<'_> {
         let packet = kernel.leave(frame.bytes())?;
         let parsed = wire::parse(packet).context("what came out of the TC program")?;
         let segment = parsed.segment(segment.flow, segment.service);
+        self.reported(node, now);
         Ok((parsed.from == vip).then_some(segment))
     }
 
