@@ -223,7 +223,7 @@ impl Core {
         });
         let adopted = adopted.collect();
         let now = Instant::now();
-        let own = view::first_of_each(settings.addresses.iter().copied());
+        let own = settings.addresses.iter().copied().collect();
         let hands_off = settings.hands_off;
         Ok(Self {
             settings,

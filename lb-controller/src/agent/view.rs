@@ -49,19 +49,7 @@ pub(super) fn addresses(node: &Node) -> NodeAddresses {
     let internal = all
         .filter(|address| address.type_ == "InternalIP")
         .filter_map(|address| address.address.parse().ok());
-    first_of_each(internal)
-}
-
-/// The first address of each family.
-pub(super) fn first_of_each(addresses: impl IntoIterator<Item = IpAddr>) -> NodeAddresses {
-    let mut found = NodeAddresses::default();
-    for address in addresses {
-        match address {
-            IpAddr::V4(address) => _ = found.v4.get_or_insert(address),
-            IpAddr::V6(address) => _ = found.v6.get_or_insert(address),
-        }
-    }
-    found
+    internal.collect()
 }
 
 /// Both, as a list.

@@ -8,7 +8,6 @@
 //! While no names are given nobody is dialled.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,7 +31,6 @@ use crate::handoff::peer::Role;
 use crate::handoff::reload::{self, Place, Tls};
 use crate::handoff::{HANDOFF_PORT, Others, Times};
 use crate::model::slot::WhenFull;
-use crate::model::template::NodeAddresses;
 use crate::source::index::Named;
 
 /// What is heard at once before anything else is done.
@@ -235,16 +233,4 @@ pub(super) async fn hear(agents: &mut Option<Agents>, batch: &mut Vec<Heard>) {
         Some(agents) => agents.next(batch).await,
         None => std::future::pending().await,
     }
-}
-
-/// Where an agent is dialled: at the first address of each family.
-pub(super) fn addresses(all: &[IpAddr]) -> NodeAddresses {
-    let mut found = NodeAddresses::default();
-    for address in all {
-        match address {
-            IpAddr::V4(address) => _ = found.v4.get_or_insert(*address),
-            IpAddr::V6(address) => _ = found.v6.get_or_insert(*address),
-        }
-    }
-    found
 }

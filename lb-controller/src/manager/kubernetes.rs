@@ -205,7 +205,7 @@ impl Shell {
         if std::mem::take(&mut self.balancers_changed) {
             let named = self.core.index().balancers().filter_map(|node| {
                 let name = node.metadata.name.as_deref()?.into();
-                Some((name, agents::addresses(&node.spec.addresses)))
+                Some((name, node.spec.addresses.iter().copied().collect()))
             });
             agents.name(named.collect());
         }

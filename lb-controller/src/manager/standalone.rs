@@ -117,7 +117,7 @@ impl Standalone {
                 (_, Ok(node)) => {
                     let name = node.metadata.name.as_str().into();
                     self.dialled
-                        .insert(name, agents::addresses(&node.addresses));
+                        .insert(name, node.addresses.iter().copied().collect());
                 }
                 // What an agent writes is complete or not there; what is neither is not from one.
                 (Content::Text(_) | Content::Unreadable(_), Err(sentence)) => {

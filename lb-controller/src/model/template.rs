@@ -59,6 +59,20 @@ pub struct NodeAddresses {
     pub v6: Option<Ipv6Addr>,
 }
 
+/// The first address of each family.
+impl FromIterator<IpAddr> for NodeAddresses {
+    fn from_iter<T: IntoIterator<Item = IpAddr>>(addresses: T) -> Self {
+        let mut found = Self::default();
+        for address in addresses {
+            match address {
+                IpAddr::V4(address) => _ = found.v4.get_or_insert(address),
+                IpAddr::V6(address) => _ = found.v6.get_or_insert(address),
+            }
+        }
+        found
+    }
+}
+
 /// A resolved way towards a node: route and neighbour.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct NextHop {

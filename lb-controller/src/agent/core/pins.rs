@@ -145,7 +145,7 @@ impl Core {
                 let balancers = self.index.balancers().filter_map(|balancer| {
                     let name = balancer.metadata.name.as_deref()?;
                     let addresses = balancer.spec.addresses.iter().copied();
-                    let addresses = view::first_of_each(addresses);
+                    let addresses = addresses.collect();
                     self.index.has_node(name).then(|| (name.into(), addresses))
                 });
                 balancers.collect()
