@@ -14,7 +14,7 @@ use lb_controller::dataplane::bpf;
 use lb_controller::dataplane::links::{Link, LinkRole, Links, XdpMode, XdpProgram};
 use lb_controller::dataplane::load::Sizes;
 use lb_controller::dataplane::next_hop::NextHops;
-use lb_controller::liveness::{Liveness, Peer, State};
+use lb_controller::liveness::{Condition, Liveness, Peer, State};
 use lb_controller::model::template::NextHop;
 use lb_controller::source::index::Event;
 use lb_controller::source::secret::ClusterSecrets;
@@ -101,6 +101,11 @@ impl Node {
         let alive = Peer {
             state: State::Alive,
             since: now,
+            condition: Condition {
+                tables: 0,
+                is_fresh: true,
+                is_ready: true,
+            },
         };
         let peers = (0..BALANCERS).filter(|number| *number != OWN_NODE);
         let liveness = Liveness {
@@ -108,7 +113,7 @@ impl Node {
                 .map(|number| (objects::node_name(number).into(), alive))
                 .collect(),
             settled: true,
-            returns: 0,
+            ..Liveness::default()
         };
         agent.take_liveness(Arc::new(liveness), now);
         agent.take_secret(

@@ -9,6 +9,7 @@ mod apply;
 pub(super) mod handing;
 mod health;
 mod inputs;
+mod opinion;
 pub(super) mod pins;
 mod streams;
 mod tables;
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 
 use self::announce::Announcing;
 use self::handing::Handing;
+use self::opinion::Opinion;
 use self::pins::Pins;
 use self::tables::Tables;
 use super::attempt::Attempt;
@@ -38,6 +40,7 @@ use crate::dataplane::next_hop::NextHops;
 use crate::dataplane::{ApplyError, Dataplane};
 use crate::handoff::Others;
 use crate::metrics::Work;
+use crate::model::freshness::Lag;
 use crate::model::installed::Installed;
 use crate::model::plan;
 use crate::model::template::NodeAddresses;
@@ -124,6 +127,8 @@ impl Settings {
 pub(super) struct Table {
     /// UID of its Service, as the maps' entries are known by.
     uid: String,
+    /// How new it is, see [`Tables::revision`].
+    revision: u64,
     /// The newest good one; none once its file is gone.
     pub(super) spec: Option<ServiceTableSpec>,
     /// The same, checked.
@@ -181,6 +186,12 @@ pub struct Core {
     refused: BTreeMap<ObjectKey, String>,
     /// Some other agent is heard.
     peer_heard: bool,
+    /// Whether others know newer tables.
+    lag: Lag,
+    is_behind: bool,
+    lag_due: Option<Instant>,
+    /// Who is asked about packets that this node is not sure about.
+    opinion: Opinion,
     pub(super) announcing: Announcing,
     /// Carrying out who announces what.
     announce: Attempt,
@@ -252,7 +263,11 @@ impl Core {
             watch_error: None,
             refused: BTreeMap::new(),
             peer_heard: false,
-            announcing: Announcing::adopt(adopted),
+            lag: Lag::default(),
+            is_behind: false,
+            lag_due: None,
+            opinion: Opinion::default(),
+            announcing: Announcing::adopt(adopted, !contents.services.is_empty()),
             announce: Attempt::default(),
             agents: Arc::default(),
             pins: Pins::new(hands_off),
@@ -281,6 +296,7 @@ impl Core {
             self.apply_due(now, now + APPLY_SLICE);
         }
         self.pins_due = self.work_pins(now);
+        self.look_behind(now);
         self.fresh.set(self.is_fresh(), monotonic_ns());
         if now >= self.drift_at {
             self.drift_at = now + DRIFT_PERIOD;
@@ -326,6 +342,7 @@ impl Core {
         self.apply_withdrawals(now);
         self.apply_tables(now, until);
         self.apply_announcements(now);
+        self.apply_opinion(now);
         if self.locals.is_due(now) {
             let outcome = self.apply_locals().map_err(|error| chain(&error));
             self.locals.record(outcome, now);
@@ -344,7 +361,14 @@ impl Core {
             None if !self.configured => self.common.due,
             None => {
                 let announce = self.announce.due.filter(|_| self.may_choose());
-                let own = [self.common.due, self.locals.due, self.tidy.due, announce];
+                let opinion = self.opinion.attempt.due;
+                let own = [
+                    self.common.due,
+                    self.locals.due,
+                    self.tidy.due,
+                    announce,
+                    opinion,
+                ];
                 own.into_iter()
                     .chain([self.tables.next_due()])
                     .flatten()
@@ -355,6 +379,7 @@ impl Core {
             work,
             self.writer.next_due(),
             self.pins_due,
+            self.lag_due,
             Some(self.drift_at),
         ]
         .into_iter()
@@ -367,7 +392,16 @@ impl Core {
         // Without the source, another agent that is heard shows that it is not this node which is cut off.
         let hears = self.watch_error.is_none() || self.peer_heard;
         let known = self.listed && self.secrets.is_some() && hears;
-        known && self.configured && !self.is_waiting()
+        known && self.configured && !self.is_waiting() && !self.is_behind
+    }
+
+    /// Notes whether others know newer tables.
+    fn look_behind(&mut self, now: Instant) {
+        let own = self.tables.revision(&self.settings.origin);
+        let named = self.announcing.liveness.tables;
+        self.lag.note(own, named, self.watch_error.is_none(), now);
+        self.is_behind = self.lag.is_behind(now);
+        self.lag_due = self.lag.next(now);
     }
 
     /// Something has not been tried yet.

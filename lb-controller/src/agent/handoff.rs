@@ -1,6 +1,7 @@
 //! The agent's ends of the handoff streams: what listens, what is told to others, and what arrives. Moves bytes and time.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -19,6 +20,8 @@ use crate::handoff::{HANDOFF_PORT, Nodes, Options, Others, Times};
 pub(super) struct Streams {
     /// What others say; nothing ever comes if connections are not handed off.
     pub(super) arrivals: mpsc::Receiver<Arrival>,
+    /// Certificates as they were read.
+    pub(super) certificates: Certificates,
     node: Arc<str>,
     nodes: watch::Sender<Nodes>,
     balancers: watch::Sender<Others>,
@@ -30,6 +33,22 @@ pub(super) struct Streams {
     stop: CancellationToken,
     /// Ended with it.
     tasks: JoinSet<()>,
+}
+
+/// Tells when certificates were read, or could not be.
+pub(super) struct Certificates(Option<watch::Receiver<Tls>>);
+
+impl Certificates {
+    /// Waits for it; for ever, if connections are not handed off.
+    pub(super) async fn changed(&mut self) {
+        let is_changed = match &mut self.0 {
+            Some(read) => read.changed().await.is_ok(),
+            None => false,
+        };
+        if !is_changed {
+            std::future::pending().await
+        }
+    }
 }
 
 impl Streams {
@@ -45,6 +64,7 @@ impl Streams {
         let (balancers, _) = watch::channel(Others::new());
         let mut streams = Self {
             arrivals,
+            certificates: Certificates(None),
             node: node.into(),
             nodes,
             balancers,
@@ -64,6 +84,7 @@ impl Streams {
             streams
                 .tasks
                 .spawn(reload::follow(place, read, stop.clone()));
+            streams.certificates = Certificates(Some(tls.clone()));
             streams.dialler = Some(Dialler {
                 from: Some(nodes_told.clone()),
                 port: HANDOFF_PORT,
@@ -84,8 +105,15 @@ impl Streams {
     }
 
     /// Tells the streams who is there, if that has changed; and begins to tell pins once they are known.
-    pub(super) fn tell(&mut self, core: &Core) {
+    pub(super) fn tell(&mut self, core: &mut Core) {
         let Some(dialler) = &self.dialler else { return };
+        let (are_there, are_missing) = {
+            let tls = dialler.tls.borrow();
+            (tls.credentials.is_some(), tls.fault.is_some())
+        };
+        if are_there || are_missing {
+            core.certificates(are_there, Instant::now());
+        }
         let (own, agents) = core.whereabouts();
         if own != self.nodes.borrow().own || !Arc::ptr_eq(&agents, &self.agents) {
             self.agents = agents;

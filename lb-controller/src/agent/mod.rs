@@ -345,6 +345,7 @@ impl Shell {
                 Ok(()) = self.network.links.changed() => self.attach(),
                 Ok(()) = self.network.next_hops.changed() => self.hops(),
                 Some(job) = self.jobs.recv() => job(&mut self.core),
+                () = self.streams.certificates.changed() => {}
                 reported = self.events.next() => self.core.take_events(&reported),
                 Some(arrival) = self.streams.arrivals.recv() => self.core.take_arrival(arrival, Instant::now()),
                 events = feed.next() => self.core.take_objects(events, Instant::now()),
@@ -370,7 +371,7 @@ impl Shell {
 
     /// Tells the other agents and the network what they need to know, if it has changed.
     fn tell_others(&mut self) {
-        self.streams.tell(&self.core);
+        self.streams.tell(&mut self.core);
         let members = self.core.members();
         self.members.send_if_modified(|told| {
             let is_new = *told != members;
@@ -415,6 +416,7 @@ impl Shell {
                 Ok(()) = self.network.next_hops.changed() => self.hops(),
                 Some(job) = self.jobs.recv() => job(&mut self.core),
                 Ok(()) = self.gossip.liveness.changed() => self.hear_others(),
+                () = self.streams.certificates.changed() => {}
                 reported = self.events.next() => self.core.take_events(&reported),
                 Some(arrival) = self.streams.arrivals.recv() => self.core.take_arrival(arrival, Instant::now()),
                 () = tokio::time::sleep_until(wake.min(now + ATTACH_PERIOD).into()) => self.attach(),

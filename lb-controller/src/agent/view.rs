@@ -95,16 +95,26 @@ pub(super) fn config(core: &Core, secrets: &ClusterSecrets) -> abi::Config {
         geneve_port: Be16::new(abi::GENEVE_PORT),
         mss4: mss(mtu, own, 0),
         mss6: mss(mtu, own, 1),
-        flags: if core.settings.relay {
-            0
-        } else {
-            abi::config_flag::RELAY_OFF
-        },
+        flags: config_flags(core),
         icmp_errors_per_second: ICMP_ERRORS_PER_SECOND,
-        opinions: [0; 2],
+        opinions: core.installed.opinions(),
         half_open_reports_per_second: HALF_OPEN_REPORTS_PER_SECOND,
         pad: 0,
     }
+}
+
+/// What this node does not do.
+fn config_flags(core: &Core) -> u16 {
+    let relay = if core.settings.relay {
+        0
+    } else {
+        abi::config_flag::RELAY_OFF
+    };
+    let pins = match core.settings.role {
+        Role::Owner => abi::config_flag::NO_PINS,
+        Role::Balancer | Role::Both | Role::Manager => 0,
+    };
+    relay | pins
 }
 
 /// Largest MSS so that a client's segments fit with outer headers. `family` is 0 for IPv4.

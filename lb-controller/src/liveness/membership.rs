@@ -1,7 +1,7 @@
 //! The members as this node sees them: drives `foca`, the envelope of its datagrams and a [`Verdict`] for each node. A state
 //! machine: it is told the time, datagrams and answers, and gives datagrams and questions to send. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::num::{NonZeroU8, NonZeroUsize};
 use std::sync::Arc;
@@ -11,10 +11,11 @@ use foca::{AccumulatingRuntime, Config, Foca, NoCustomBroadcast, PeriodicParams,
 use rand_foca::rngs::StdRng;
 use rand_foca::{RngExt, SeedableRng};
 
-use super::envelope::{Envelope, Key, OVERHEAD, Refused};
+use super::envelope::{Condition, Envelope, Key, OVERHEAD, Refused, sender};
 use super::identity::Identity;
 use super::verdict::{Said, Verdict};
 use super::{Liveness, MEMBERS_MAX, Peer};
+use crate::model::freshness::SILENCE_MAX;
 use crate::model::template::NodeAddresses;
 
 /// Each member asks one other per period. In a cluster of any size the first to ask a silent node does so after 1.6 periods
@@ -93,6 +94,10 @@ pub struct Membership {
     /// Nodes that objects name; they alone are reported.
     named: BTreeMap<Arc<str>, Identity>,
     verdicts: BTreeMap<Arc<str>, Verdict>,
+    /// What this node says of itself.
+    condition: Condition,
+    /// What others have said of themselves last, and when.
+    conditions: HashMap<u64, (Condition, Instant)>,
     /// Open questions: which node, and when.
     questions: HashMap<u64, (Arc<str>, Instant)>,
     nonces: StdRng,
@@ -119,6 +124,8 @@ impl Membership {
             timer_number: 0,
             named: BTreeMap::new(),
             verdicts: BTreeMap::new(),
+            condition: Condition::default(),
+            conditions: HashMap::new(),
             questions: HashMap::new(),
             nonces,
             call_at: now,
@@ -140,6 +147,11 @@ impl Membership {
     /// Another key from now on.
     pub fn set_key(&mut self, key: Key) {
         self.envelope.set_key(key);
+    }
+
+    /// What every datagram says of this node from now on.
+    pub fn set_condition(&mut self, condition: Condition) {
+        self.condition = condition;
     }
 
     /// Our addresses have changed.
@@ -175,6 +187,8 @@ impl Membership {
         }
         self.envelope
             .keep(self.named.keys().map(std::convert::AsRef::as_ref));
+        let senders: HashSet<u64> = self.named.keys().map(|node| sender(node)).collect();
+        self.conditions.retain(|from, _| senders.contains(from));
         self.settle_at.get_or_insert(now + SETTLE_MAX);
     }
 
@@ -184,6 +198,9 @@ impl Membership {
         match self.envelope.open(datagram) {
             Ok(opened) => {
                 self.counts.received += 1;
+                if let Some(condition) = opened.condition {
+                    self.conditions.insert(opened.sender, (condition, now));
+                }
                 // Empty ones only tell us what is known of us.
                 if !opened.content.is_empty()
                     && let Err(error) = self.foca.handle_data(opened.content, &mut self.runtime)
@@ -262,17 +279,27 @@ impl Membership {
     }
 
     /// How the others are.
-    pub fn liveness(&self) -> Liveness {
-        let peer = |verdict: &Verdict| Peer {
+    pub fn liveness(&self, now: Instant) -> Liveness {
+        let peer = |node: &str, verdict: &Verdict| Peer {
             state: verdict.state(),
             since: verdict.since(),
+            condition: self
+                .conditions
+                .get(&sender(node))
+                .map(|(condition, _)| *condition)
+                .unwrap_or_default(),
         };
+        let heard = self
+            .conditions
+            .values()
+            .filter(|(_, heard)| now.saturating_duration_since(*heard) <= SILENCE_MAX);
         Liveness {
             peers: self
                 .verdicts
                 .iter()
-                .map(|(node, verdict)| (Arc::clone(node), peer(verdict)))
+                .map(|(node, verdict)| (Arc::clone(node), peer(node, verdict)))
                 .collect(),
+            tables: heard.map(|(condition, _)| condition.tables).max(),
             settled: self.settled,
             returns: self.returns,
         }
@@ -397,9 +424,9 @@ impl Membership {
 
     fn send(&mut self, to: IpAddr, known: u64, content: &[u8]) {
         let own = self.foca.identity();
-        let datagram = self
-            .envelope
-            .seal(&own.node, own.incarnation, known, content);
+        let datagram =
+            self.envelope
+                .seal(&own.node, own.incarnation, known, self.condition, content);
         self.counts.sent += 1;
         self.outgoing.push(Outgoing::Gossip { to, datagram });
     }

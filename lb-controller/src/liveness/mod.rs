@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use envelope::{Envelope, Key, Opened, Refused};
+pub use envelope::{Condition, Envelope, Key, Opened, Refused};
 pub use identity::Identity;
 pub use membership::{Counts, Membership, Outgoing};
 pub use shell::{Gossip, Members, spawn};
@@ -37,6 +37,9 @@ pub struct Liveness {
     pub peers: BTreeMap<Arc<str>, Peer>,
     /// Every member that objects name has been heard of or given up: from here on absence means something.
     pub settled: bool,
+    /// The newest tables that a peer has said it knows, see [`Condition::tables`]; none if no peer was heard for
+    /// [`crate::model::freshness::SILENCE_MAX`].
+    pub tables: Option<u64>,
     /// How often this node learned that others had taken it for dead: what it announced must be announced again.
     pub returns: u64,
 }
@@ -48,13 +51,20 @@ pub struct Peer {
     pub state: State,
     /// Since when.
     pub since: Instant,
+    /// What it has said of itself when it was heard last.
+    pub condition: Condition,
+}
+
+impl Peer {
+    /// Whether it may announce: not known to be down, and it was heard to say that it is ready.
+    pub fn may_announce(&self) -> bool {
+        self.state.forwards() && self.condition.is_ready
+    }
 }
 
 impl Liveness {
-    /// Whether a node may announce: not known to be down, and heard of at least once.
+    /// Whether a node may announce.
     pub fn may_announce(&self, node: &str) -> bool {
-        self.peers
-            .get(node)
-            .is_some_and(|peer| peer.state.forwards())
+        self.peers.get(node).is_some_and(Peer::may_announce)
     }
 }

@@ -14,7 +14,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::envelope::Key;
+use super::envelope::{Condition, Key};
 use super::identity::Identity;
 use super::membership::{Counts, Membership, Outgoing};
 use super::{GOSSIP_PORT, Liveness};
@@ -36,6 +36,8 @@ pub struct Members {
     pub key: Option<[u8; 32]>,
     /// What questions to programs carry, so that only those of the same cluster answer.
     pub secret: [Be32; 2],
+    /// What they are told of this node.
+    pub condition: Condition,
     /// All nodes with an agent.
     pub nodes: BTreeMap<Arc<str>, NodeAddresses>,
 }
@@ -114,10 +116,16 @@ impl Shell {
         let key = Key::new(&members.key.unwrap_or_default());
         let mut membership = Membership::new(identity, key, rand::random(), now);
         membership.name(&members.nodes, now);
+        membership.set_condition(members.condition);
+        let mut named = members.nodes;
         loop {
             let own = self.members.borrow().own;
             let sockets = self.bind(own).await;
-            if self.talk(&mut membership, &sockets, own).await.is_none() {
+            if self
+                .talk(&mut membership, &mut named, &sockets, own)
+                .await
+                .is_none()
+            {
                 return;
             }
         }
@@ -143,6 +151,7 @@ impl Shell {
     async fn talk(
         &mut self,
         membership: &mut Membership,
+        named: &mut BTreeMap<Arc<str>, NodeAddresses>,
         sockets: &Sockets,
         own: NodeAddresses,
     ) -> Option<()> {
@@ -167,7 +176,11 @@ impl Shell {
                 if let Some(key) = &members.key {
                     membership.set_key(Key::new(key));
                 }
-                membership.name(&members.nodes, now);
+                membership.set_condition(members.condition);
+                if *named != members.nodes {
+                    membership.name(&members.nodes, now);
+                    *named = members.nodes;
+                }
                 if members.own != own && members.own != NodeAddresses::default() {
                     membership.set_addresses(members.own, now);
                     return Some(());
@@ -178,7 +191,7 @@ impl Shell {
 
     fn tell(&self, membership: &Membership) {
         self.count.send_replace(membership.counts());
-        let liveness = membership.liveness();
+        let liveness = membership.liveness(Instant::now());
         self.tell.send_if_modified(|told| {
             if **told == liveness {
                 return false;

@@ -246,6 +246,7 @@ impl<'a> Live<'a> {
             .extend(installed.locals.values().map(|local| local.backend));
         let pins = installed.pins.values();
         live.backends.extend(pins.flat_map(|pin| pin.backends));
+        live.backends.extend(installed.config.opinions);
         live
     }
 

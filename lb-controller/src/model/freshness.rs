@@ -10,6 +10,12 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// How long the stream of a live node is waited for: one that never brings its pins must not hold packets back for ever.
 pub const STREAMS_WAIT: Duration = Duration::from_mins(1);
 
+/// Nodes hear of a change within some tens of milliseconds of each other. One that is behind for longer has missed something;
+/// with the time that gossip takes this is less than a packet is held back for, or what was missed would decide about it.
+pub const LAG_MAX: Duration = Duration::from_millis(300);
+/// A source that answers all the while has told everything by then: what peers still speak of is gone.
+pub const LAG_END: Duration = Duration::from_mins(1);
+
 /// What an agent knows about itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Facts {
@@ -67,6 +73,51 @@ pub fn fresh(facts: &Facts, now: Instant) -> Result<(), Stale> {
         Err(Stale::Behind)
     } else {
         Ok(())
+    }
+}
+
+/// Whether peers know newer tables than this node, by the numbers that they and it give what they were told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Lag {
+    /// What peers named when this node fell behind, and when that was.
+    since: Option<(u64, Instant)>,
+    /// What they have named in vain.
+    ignored: u64,
+}
+
+impl Lag {
+    /// Notes what this node was told, what peers name, and whether the source answers.
+    pub fn note(&mut self, own: u64, named: Option<u64>, answers: bool, now: Instant) {
+        let named = named.unwrap_or_default();
+        if named < self.ignored {
+            self.ignored = 0;
+        }
+        let own = own.max(self.ignored);
+        match self.since {
+            _ if named <= own => self.since = None,
+            Some((missed, since)) if own < missed => {
+                if answers && now.saturating_duration_since(since) >= LAG_END {
+                    *self = Self {
+                        since: None,
+                        ignored: named,
+                    };
+                }
+            }
+            Some(_) | None => self.since = Some((named, now)),
+        }
+    }
+
+    /// Whether this node has missed something.
+    pub fn is_behind(&self, now: Instant) -> bool {
+        self.since
+            .is_some_and(|(_, since)| now.saturating_duration_since(since) >= LAG_MAX)
+    }
+
+    /// When to look again, whatever happens.
+    pub fn next(&self, now: Instant) -> Option<Instant> {
+        let (_, since) = self.since?;
+        let times = [since + LAG_MAX, since + LAG_END];
+        times.into_iter().find(|time| *time > now)
     }
 }
 
@@ -162,6 +213,47 @@ mod tests {
             ..behind
         };
         assert_eq!(fresh(&starts, start), Err(Stale::Lists));
+    }
+
+    #[test]
+    fn a_node_is_behind_when_what_a_peer_knows_does_not_come() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut lag = Lag::default();
+        lag.note(5, Some(5), true, start);
+        assert_eq!((lag.is_behind(at(900)), lag.next(start)), (false, None));
+        lag.note(5, Some(6), true, start);
+        assert_eq!(lag.next(start), Some(at(300)));
+        assert_eq!(
+            (lag.is_behind(at(299)), lag.is_behind(at(300))),
+            (false, true)
+        );
+        // What it was behind by has come, and the next change is on its way.
+        lag.note(6, Some(7), true, at(200));
+        assert!(!lag.is_behind(at(400)) && lag.is_behind(at(500)));
+        lag.note(7, None, true, at(500));
+        assert!(!lag.is_behind(at(500)));
+    }
+
+    #[test]
+    fn what_a_source_that_answers_does_not_tell_is_gone() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut cut_off = Lag::default();
+        let mut lag = Lag::default();
+        for second in 0..=60 {
+            cut_off.note(5, Some(9), false, at(second));
+            lag.note(5, Some(9), true, at(second));
+        }
+        assert!(cut_off.is_behind(at(60)) && !lag.is_behind(at(60)));
+        lag.note(5, Some(9), true, at(70));
+        assert!(!lag.is_behind(at(80)));
+        lag.note(5, Some(10), true, at(80));
+        assert!(lag.is_behind(at(81)));
+        // The peer that spoke of it is gone, and later numbers count again.
+        lag.note(5, Some(5), true, at(82));
+        lag.note(5, Some(9), true, at(83));
+        assert!(lag.is_behind(at(84)));
     }
 
     #[test]

@@ -24,6 +24,7 @@ impl Core {
         let mut backends: Vec<_> = self
             .installed
             .backends()
+            .filter(|(_, pod, _)| pod.identity != 0)
             .filter_map(|(id, pod, value)| {
                 let value = value?;
                 let count = counters.backends.get(&id).copied().unwrap_or_default();

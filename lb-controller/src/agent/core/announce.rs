@@ -15,7 +15,7 @@ use crate::announce::facts::{self, Tabled};
 use crate::announce::{Announced, Claimed, Telling, claimed};
 use crate::dataplane::ApplyError;
 use crate::dataplane::claims::Claim;
-use crate::liveness::{Liveness, MEMBERS_MAX, Members};
+use crate::liveness::{Condition, Liveness, MEMBERS_MAX, Members};
 use crate::model::secret;
 use crate::source::index::{Changed, Named};
 use crate::source::parse::Kind;
@@ -41,6 +41,8 @@ pub(in crate::agent) struct Announcing {
     pub(super) claimed: Claimed,
     /// It was decided at least once who announces what.
     is_decided: bool,
+    /// The maps held tables when the agent started: packets come here, and pins are here.
+    goes_on: bool,
     /// This node takes part in gossip: it was ready once.
     takes_part: bool,
 }
@@ -55,10 +57,11 @@ const KINDS: [Kind; 5] = [
 ];
 
 impl Announcing {
-    pub(super) fn adopt(announced: BTreeSet<Announced>) -> Self {
+    pub(super) fn adopt(announced: BTreeSet<Announced>, goes_on: bool) -> Self {
         Self {
             adopted: announced.clone(),
             announced,
+            goes_on,
             ..Self::default()
         }
     }
@@ -70,7 +73,7 @@ impl Core {
         let states = |liveness: &Liveness| -> Vec<_> {
             let states = liveness.peers.iter();
             states
-                .map(|(node, peer)| (Arc::clone(node), peer.state.forwards()))
+                .map(|(node, peer)| (Arc::clone(node), peer.may_announce()))
                 .collect()
         };
         let before = Arc::clone(&self.announcing.liveness);
@@ -83,6 +86,7 @@ impl Core {
             .any(|peer| peer.state == crate::liveness::State::Alive);
         let suspected = (view::suspected(&before), view::suspected(&liveness));
         self.announcing.liveness = liveness;
+        self.choose_opinion(now);
         let changed: BTreeSet<_> = suspected
             .0
             .symmetric_difference(&suspected.1)
@@ -116,6 +120,11 @@ impl Core {
             own: self.own,
             key: Some(secrets.gossip),
             secret: secret::encap_secret(secrets.encap),
+            condition: Condition {
+                tables: self.tables.revision(&self.settings.origin),
+                is_fresh: self.is_fresh(),
+                is_ready: self.is_complete(),
+            },
             nodes: self
                 .agents
                 .iter()
@@ -123,6 +132,11 @@ impl Core {
                 .map(|(name, addresses)| (Arc::clone(name), *addresses))
                 .collect(),
         }
+    }
+
+    /// Whether it may be chosen to announce: it went on from maps of an earlier start, or has the pins of all that live.
+    pub(super) fn is_complete(&self) -> bool {
+        self.pins.is_complete || self.announcing.goes_on
     }
 
     /// What the network is to be told.
@@ -201,8 +215,9 @@ impl Core {
         }
         let own = self.settings.node.clone();
         let liveness = Arc::clone(&self.announcing.liveness);
+        let is_complete = self.is_complete();
         let facts = facts::facts(&self.index, &vips, |node| {
-            node == own || liveness.may_announce(node)
+            (node == own && is_complete) || liveness.may_announce(node)
         });
         self.announcing.faults.clone_from(&facts.faults);
         let chosen = choose::choose(&facts.vips, &facts.nodes, &facts.from);

@@ -108,9 +108,21 @@ impl Core {
     }
 
     /// When to look again at a version that may not be applied yet; none if it may.
-    fn gate_table(&self, table: &mut Table, now: Instant) -> Option<Instant> {
+    fn gate_table(&mut self, table: &mut Table, now: Instant) -> Option<Instant> {
         let Table { spec, gated, .. } = table;
-        self.gate_of(spec.as_ref()?, gated, now)
+        let spec = spec.as_ref()?;
+        let again = self.gate_of(spec, gated, now)?;
+        if table.decoded.is_none() {
+            // Why not is said when it is applied.
+            table.decoded = self.installed.decode(spec).ok();
+        }
+        // Such as the version that an agent finds in its maps when it starts.
+        let forgets = |service| self.installed.forgets(service);
+        if !table.decoded.as_ref().is_some_and(forgets) {
+            *gated = None;
+            return None;
+        }
+        Some(again)
     }
 
     /// Has the tables looked at again that depend on something else than their own changes.

@@ -111,6 +111,12 @@ impl Core {
                 &format!("{fault}; flows that are not pinned may be lost with later changes"),
             );
         }
+        if self.is_behind {
+            add(
+                format!("tables of node {}", self.settings.node),
+                "other agents know newer ones; until they come packets of unknown flows are held back; see that the agent reaches its source",
+            );
+        }
         for interface in &self.interfaces {
             if let Some(problem) = &interface.problem {
                 add(format!("interface {}", interface.name), problem);
@@ -172,6 +178,17 @@ impl Core {
                 .any(|interface| interface.xdp.is_some()),
             "no interface carries the XDP program; see problems",
         );
+        if !self.is_complete() {
+            let missing: Vec<&str> = self.pins.missing().map(|node| &**node).collect();
+            reasons.push(format!(
+                "pins of {} are not here yet; they are waited for a minute",
+                if missing.is_empty() {
+                    "other nodes".to_owned()
+                } else {
+                    missing.join(", ")
+                }
+            ));
+        }
         let untold = self.known().into_iter().filter(|(named, table)| {
             table.is_none()
                 && self.waits_for_a_table(named)

@@ -86,7 +86,9 @@ impl Core {
         let named = named(&key);
         match (key.kind, object) {
             (Kind::ServiceTable, Some(Object::ServiceTable(table))) => {
-                self.take_table(named, Some(table.spec), now);
+                let revision = table.metadata.resource_version.as_deref();
+                let revision = revision.and_then(|revision| revision.parse().ok());
+                self.take_table(named, Some((table.spec, revision.unwrap_or(0))), now);
             }
             (Kind::ServiceTable, _) => self.take_table(named, None, now),
             (Kind::Secret, Some(Object::Secret(secret))) => self.take_secret(
@@ -170,13 +172,19 @@ impl Core {
         }
     }
 
-    /// A Service's table came, changed or went.
-    pub fn take_table(&mut self, named: Named, spec: Option<ServiceTableSpec>, now: Instant) {
-        let known = self.tables.get(&named);
-        if spec.is_some() && known.is_some_and(|t| t.spec == spec && t.fault.is_none()) {
-            return;
-        }
+    /// A Service's table came, changed or went. The number says how new it is, see [`Tables::revision`].
+    pub fn take_table(
+        &mut self,
+        named: Named,
+        told: Option<(ServiceTableSpec, u64)>,
+        now: Instant,
+    ) {
+        let (spec, revision) = told.unzip();
         let mut table = self.tables.take(&named).unwrap_or_default();
+        table.revision = revision.unwrap_or(0);
+        if spec.is_some() && table.spec == spec && table.fault.is_none() {
+            return self.tables.put(named, table);
+        }
         table.attempt.want(now);
         let told = |spec: &Option<ServiceTableSpec>| {
             let told = |spec: &ServiceTableSpec| (spec.vips.clone(), facts::tabled_nodes(spec));
@@ -200,7 +208,10 @@ impl Core {
             Content::Gone => return self.take_table(named, None, now),
             Content::Unreadable(sentence) => sentence.clone(),
             Content::Text(text) => match serde_saphyr::from_str::<ServiceTable>(text) {
-                Ok(object) => return self.take_table(named, Some(object.spec), now),
+                Ok(object) => {
+                    let version = object.spec.version;
+                    return self.take_table(named, Some((object.spec, version)), now);
+                }
                 Err(error) => {
                     let what = error.without_snippet().to_string();
                     what.lines().next().unwrap_or_default().to_owned()

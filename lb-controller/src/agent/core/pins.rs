@@ -19,6 +19,7 @@ use lb_ebpf::abi::Event;
 use tokio::sync::Notify;
 
 use super::{Core, Origin, chain, view};
+use crate::admin::Role;
 use crate::dataplane::flows::FlowRecord;
 use crate::handoff::counts::{ServerCounts, Streams, Tally};
 use crate::handoff::outbox::Outbox;
@@ -58,6 +59,10 @@ pub(in crate::agent) struct Pins {
     pub(in crate::agent) streams: Tally<Streams>,
     /// What this node's server saw.
     pub(in crate::agent) server: Tally<ServerCounts>,
+    /// Whether there are certificates to make and take streams with; none: nobody has looked yet.
+    certificates: Option<bool>,
+    /// The pins of all that live were here once, or there was nobody to wait for.
+    pub(super) is_complete: bool,
     /// Wakes who looks through the flows.
     pub(in crate::agent) sweep: Arc<Notify>,
     /// Flows that could not be pinned, since there are as many as there may be.
@@ -87,6 +92,8 @@ impl Pins {
             gated: BTreeSet::new(),
             streams: Tally::default(),
             server: Tally::default(),
+            certificates: None,
+            is_complete: !is_on,
             sweep: Arc::default(),
             refused: 0,
             fault: None,
@@ -171,18 +178,25 @@ impl Core {
 
     /// Who is told this node's pins.
     pub(in crate::agent) fn handoff_balancers(&self) -> Others {
-        let is_owner_only = |name: &str| {
-            let balancer = self
-                .index
-                .balancers()
-                .find(|balancer| balancer.metadata.name.as_deref() == Some(name));
-            balancer.is_some_and(|balancer| {
-                balancer.spec.role == crate::api::load_balancer_node::NodeRole::Owner
-            })
-        };
         let mut others = BTreeMap::clone(&self.agents);
-        others.retain(|name, _| !is_owner_only(name));
+        others.retain(|name, _| !self.is_owner_only(name));
         others
+    }
+
+    /// Whether there are certificates to make and take streams with. From when there are, all streams are waited for.
+    pub(in crate::agent) fn certificates(&mut self, are_there: bool, now: Instant) {
+        let before = self.pins.certificates.replace(are_there);
+        if before == Some(are_there) {
+            return;
+        }
+        if !are_there {
+            tracing::warn!("there are no certificates, so no connection is handed off");
+        }
+        let waited_for = self.pins.writers.values_mut();
+        for writing in waited_for.filter(|writing| writing.greeted.is_none()) {
+            writing.since = now;
+        }
+        self.look_for_streams(now);
     }
 
     /// Does what is due about pins, and says when something will be.
@@ -198,6 +212,10 @@ impl Core {
         }
         self.carry_out(now);
         self.look_for_streams(now);
+        if self.pins.missing.is_empty() && !self.pins.is_complete {
+            self.pins.is_complete = true;
+            self.choose_again(now);
+        }
         let handoffs = self.answer_handoffs(now);
         [handoffs, self.pins.missing_until]
             .into_iter()
@@ -419,6 +437,11 @@ impl Pins {
     /// Flows that could not be pinned.
     pub(in crate::agent) fn unpinned(&self) -> u64 {
         self.refused
+    }
+
+    /// Whether others can bring their pins.
+    pub(super) fn may_come(&self, role: Role) -> bool {
+        self.is_on && self.certificates != Some(false) && role != Role::Owner
     }
 
     /// Up to where a node's pins are here.

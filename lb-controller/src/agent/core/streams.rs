@@ -113,8 +113,12 @@ impl Core {
             .keys()
             .map(|node| (node, self.pins.stream(node, is_down(node))));
         let (missing, until) = match freshness::streams(owners, now) {
-            freshness::Streams::Up => (BTreeSet::new(), None),
-            freshness::Streams::Missing { nodes, until } => (nodes, Some(until)),
+            freshness::Streams::Missing { nodes, until }
+                if self.pins.may_come(self.settings.role) =>
+            {
+                (nodes, Some(until))
+            }
+            freshness::Streams::Up | freshness::Streams::Missing { .. } => (BTreeSet::new(), None),
         };
         self.pins.missing_until = until;
         if missing == self.pins.missing {
@@ -164,7 +168,7 @@ impl Core {
         waits_since: &mut Option<Instant>,
         now: Instant,
     ) -> Option<Instant> {
-        if !self.pins.is_on {
+        if !self.pins.may_come(self.settings.role) {
             return None;
         }
         let known = Known {

@@ -18,7 +18,7 @@ use crate::dataplane::flows::TCP;
 use crate::dataplane::links::{self, Link, LinkRole, XdpProgram};
 use crate::dataplane::testing::{BpfDir, SIZES, is_root};
 use crate::dataplane::{Contents, bpf};
-use crate::liveness::{Liveness, Peer, State};
+use crate::liveness::{Condition, Liveness, Peer, State};
 use crate::manager::core::{Core as Manager, Requests, Write};
 use crate::model::op::{BackendId, ServiceKey, SetId, SlotIndex};
 use crate::model::plan::{address_of, port_of};
@@ -190,11 +190,19 @@ impl<D: Dataplane + 'static> Scene<D> {
 
     /// What the other agent is heard to be.
     fn hear(&mut self, state: State) {
-        let since = self.now;
+        let peer = Peer {
+            state,
+            since: self.now,
+            condition: Condition {
+                tables: 0,
+                is_fresh: true,
+                is_ready: true,
+            },
+        };
         let liveness = Liveness {
-            peers: [("n2".into(), Peer { state, since })].into(),
+            peers: [("n2".into(), peer)].into(),
             settled: true,
-            returns: 0,
+            ..Liveness::default()
         };
         self.agent.take_liveness(Arc::new(liveness), self.now);
     }

@@ -108,9 +108,9 @@ impl World {
                 continue;
             }
             machine.stamped = now;
-            let before = machine.member.liveness();
+            let before = machine.member.liveness(now);
             machine.member.work(now);
-            for (node, peer) in machine.member.liveness().peers {
+            for (node, peer) in machine.member.liveness(now).peers {
                 if before.peers.get(&node).map(|peer| peer.state) != Some(peer.state) {
                     machine.seen.push((now, node, peer.state));
                 }
@@ -152,7 +152,7 @@ impl World {
     }
 
     fn state(&self, viewer: usize, of: usize) -> State {
-        self.machines[viewer].member.liveness().peers[&name(of)].state
+        self.machines[viewer].member.liveness(self.now).peers[&name(of)].state
     }
 
     /// How all that run see a node.
@@ -183,7 +183,7 @@ fn all_find_each_other_and_settle() {
     for count in [1, 2, 3, 64] {
         let world = World::new(count, 1);
         for node in 0..count {
-            assert!(world.machines[node].member.liveness().settled);
+            assert!(world.machines[node].member.liveness(world.now).settled);
             assert!(
                 world
                     .states(node)
@@ -264,7 +264,7 @@ fn a_frozen_agent_comes_back_and_knows_that_it_was_given_up() {
     world.machines[0].agent_runs = true;
     world.run(Duration::from_secs(2));
     assert_eq!(world.states(0), [State::Alive]);
-    assert!(world.machines[0].member.liveness().returns > 0);
+    assert!(world.machines[0].member.liveness(world.now).returns > 0);
     // It has taken nobody for dead meanwhile.
     let seen = &world.machines[0].seen;
     assert!(
@@ -330,7 +330,7 @@ fn a_node_that_never_joined_is_never_taken_for_one_that_forwards() {
             }
         }
     }
-    let liveness = alone.liveness();
+    let liveness = alone.liveness(now);
     assert_eq!(liveness.peers[&name(1)].state, State::Unheard);
     assert!(liveness.settled && !liveness.may_announce(&name(1)));
 }
@@ -361,5 +361,30 @@ fn a_node_that_objects_no_longer_name_is_no_longer_reported() {
     let mut world = World::new(3, 9);
     let now = world.now;
     world.machines[0].member.name(&named(2), now);
-    assert_eq!(world.machines[0].member.liveness().peers.len(), 1);
+    assert_eq!(world.machines[0].member.liveness(world.now).peers.len(), 1);
+}
+
+#[test]
+fn what_a_member_says_of_itself_is_known_to_all_until_it_is_silent() {
+    let mut world = World::new(3, 11);
+    let said = |world: &World| world.machines[0].member.liveness(world.now);
+    assert_eq!(said(&world).tables, Some(0));
+    assert!(!said(&world).peers[&name(1)].condition.is_fresh);
+    let condition = Condition {
+        tables: 7,
+        is_fresh: true,
+        is_ready: true,
+    };
+    world.machines[1].member.set_condition(condition);
+    world.run(Duration::from_millis(500));
+    assert_eq!(said(&world).tables, Some(7));
+    assert!(said(&world).peers[&name(1)].condition.is_fresh);
+    assert!(!said(&world).peers[&name(2)].condition.is_fresh);
+    // Nobody else speaks of these tables, and who has said so is off.
+    world.machines[1].is_on = false;
+    world.run(SILENCE_MAX + Duration::from_millis(50));
+    assert_eq!(said(&world).tables, Some(0));
+    world.machines[2].is_on = false;
+    world.run(SILENCE_MAX + Duration::from_millis(50));
+    assert_eq!(said(&world).tables, None);
 }

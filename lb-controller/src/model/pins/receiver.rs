@@ -156,11 +156,16 @@ impl Receiver {
         for change in changes {
             // What is known already would undo what came after it.
             if at.seq > self.position(writer).unwrap_or_default().seq {
-                if let Err(refusal) = self.change(writer, change, &mut touched) {
+                if taken.refused.is_some() {
+                    // It may make the room that is missing.
+                    if let Change::Unpin(key) = &change {
+                        self.remove(writer, key, &mut touched);
+                    }
+                } else if let Err(refusal) = self.change(writer, change, &mut touched) {
                     taken.refused = Some(refusal);
-                    break;
+                } else {
+                    self.source(writer).position = Some(at);
                 }
-                self.source(writer).position = Some(at);
             }
             at.seq = at.seq.next();
         }

@@ -225,11 +225,28 @@ fn a_full_balancer_refuses_and_acknowledges_no_more_than_it_holds() {
     assert_eq!(taken[2].refused, full);
     assert_eq!(taken[3].refused, Some(Refusal::NoSnapshot));
     assert_eq!(to.len(), 2);
-    // As soon as there is room, the rest is taken.
-    let unpinned = a.unpin(&key(1));
-    let [message] = next(&mut a, to.position("a"), 1).try_into().unwrap();
-    assert_eq!(to.take(&node, message).refused, full);
-    assert_eq!(unpinned, at(1, 4));
+    // What ends behind it makes room, and then the rest is taken.
+    a.unpin(&key(1));
+    let [message] = next(&mut a, to.position("a"), 10).try_into().unwrap();
+    let taken = to.take(&node, message.clone());
+    assert_eq!((taken.ops.len(), taken.refused), (1, full));
+    assert_eq!((to.len(), to.position("a")), (1, Some(at(1, 2))));
+    assert_eq!(to.take(&node, message).refused, None);
+    assert_eq!((to.len(), to.position("a")), (2, Some(at(1, 4))));
+}
+
+#[test]
+fn a_flow_that_has_ended_is_not_told_any_more() {
+    let (mut a, node) = (writer(1), name("a"));
+    let (mut to, mut map) = (Receiver::new(1), Map::default());
+    catch_up(&mut a, &node, &mut to, &mut map);
+    a.pin(key(1), pod("a", 1)).unwrap();
+    catch_up(&mut a, &node, &mut to, &mut map);
+    // There is no room for the second, and nobody misses it.
+    a.pin(key(2), pod("a", 1)).unwrap();
+    a.unpin(&key(2));
+    catch_up(&mut a, &node, &mut to, &mut map);
+    assert_eq!(to.position("a"), Some(a.position()));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::agent::core::pins::Swept;
 use crate::handoff::convert::Answer;
 use crate::handoff::message::{Hello, Instruction, Reason, Report};
 use crate::handoff::server::Arrival;
-use crate::model::pins::{Batch, FlowKey, Incarnation, Message, PinnedPod, Position, Writer};
+use crate::model::pins::{Batch, FlowKey, Incarnation, Message, PinnedPod, Position, Seq, Writer};
 use crate::model::plan::mapped;
 use crate::source::directory::Batch as Files;
 
@@ -313,19 +313,32 @@ fn a_proposal_is_answered_when_balancers_have_what_it_would_not_find() {
     assert_eq!(bench.agent.proposals(), 0);
 }
 
+/// The table of the only Service, and its name.
+fn table(bench: &Bench) -> (Named, ServiceTableSpec) {
+    let (named, table) = bench.agent.tables.iter().next().unwrap();
+    (named.clone(), table.spec.clone().unwrap())
+}
+
+/// The same in its next version, which relies on pins of node n2.
+fn relying(mut spec: ServiceTableSpec, on: Position) -> Option<(ServiceTableSpec, u64)> {
+    spec.version += 1;
+    spec.watermarks.insert("n2".to_owned(), on.into());
+    let version = spec.version;
+    Some((spec, version))
+}
+
 #[test]
-fn a_version_waits_for_the_pins_that_it_relies_on() {
+fn a_version_that_forgets_waits_for_the_pins_that_it_relies_on() {
     let mut bench = bench();
     let mut writer = other(7);
     bench.follow(&mut writer);
     let at = writer.pin(flow(1), pod(1)).unwrap();
-    let (named, mut spec) = {
-        let (named, table) = bench.agent.tables.iter().next().unwrap();
-        (named.clone(), table.spec.clone().unwrap())
-    };
-    spec.version += 1;
-    spec.watermarks.insert("n2".to_owned(), at.into());
-    bench.agent.take_table(named.clone(), Some(spec), bench.now);
+    let (named, mut spec) = table(&bench);
+    // Another pod in the place of the first, and nothing is remembered.
+    spec.pods[0].uid = "u9".to_owned();
+    bench
+        .agent
+        .take_table(named.clone(), relying(spec, at), bench.now);
     for _ in 0..10 {
         bench.now += Duration::from_millis(50);
         bench.agent.work(bench.now);
@@ -336,4 +349,67 @@ fn a_version_waits_for_the_pins_that_it_relies_on() {
     bench.follow(&mut writer);
     bench.agent.work(bench.now);
     assert_eq!(applied(&bench), Some(2));
+}
+
+#[test]
+fn a_version_that_the_maps_have_waits_for_nobody() {
+    let mut bench = bench();
+    let (named, spec) = table(&bench);
+    let at = Position {
+        incarnation: Incarnation(7),
+        seq: Seq(5),
+    };
+    bench
+        .agent
+        .take_table(named.clone(), relying(spec, at), bench.now);
+    bench.agent.work(bench.now);
+    assert_eq!(bench.agent.tables[&named].applied, Some(2));
+    assert!(bench.agent.is_fresh());
+}
+
+#[test]
+fn streams_are_waited_for_only_if_there_are_certificates() {
+    let mut bench = bench();
+    assert_eq!(bench.agent.pins.missing().count(), 1);
+    assert_eq!(bench.flags() & service_flag::STREAMS_UP, 0);
+    bench.agent.certificates(false, bench.now);
+    bench.agent.work(bench.now);
+    assert_eq!(bench.agent.pins.missing().count(), 0);
+    assert_ne!(bench.flags() & service_flag::STREAMS_UP, 0);
+    bench.now += Duration::from_hours(1);
+    bench.agent.certificates(true, bench.now);
+    bench.agent.work(bench.now);
+    assert_eq!(bench.agent.pins.missing().count(), 1);
+    assert_eq!(bench.flags() & service_flag::STREAMS_UP, 0);
+}
+
+#[test]
+fn a_node_that_joins_is_not_ready_before_the_pins_of_all_are_here() {
+    let mut bench = bench();
+    let waits = |bench: &Bench| {
+        let reasons = bench.agent.not_ready_because();
+        reasons.iter().any(|reason| reason.contains("pins of n2"))
+    };
+    assert!(waits(&bench));
+    assert!(!bench.agent.members().condition.is_ready);
+    bench.follow(&mut other(7));
+    bench.agent.work(bench.now);
+    assert!(!waits(&bench));
+    assert!(bench.agent.members().condition.is_ready);
+    // One that goes on from maps is what it was.
+    bench.agent = agent_that(bench.dir.path(), &bench.maps, true);
+    bench.outputs.clear();
+    bench.run(1);
+    assert!(!waits(&bench));
+}
+
+#[test]
+fn a_node_that_is_told_no_pins_says_so_to_its_programs() {
+    let mut bench = bench();
+    bench.agent.settings.role = Role::Owner;
+    bench.agent.common.want(bench.now);
+    bench.run(1);
+    let flags = bench.maps.contents().config.flags;
+    assert_ne!(flags & lb_ebpf::abi::config_flag::NO_PINS, 0);
+    assert_eq!(bench.agent.pins.missing().count(), 0);
 }
