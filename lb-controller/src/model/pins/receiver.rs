@@ -56,6 +56,11 @@ pub enum Refusal {
     },
 }
 
+/// Whether a flow ends with these changes.
+fn ends(flow: FlowKey, changes: &[Change]) -> bool {
+    changes.contains(&Change::Unpin(flow))
+}
+
 /// All pins at one balancer.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Receiver {
@@ -153,21 +158,28 @@ impl Receiver {
         let mut taken = Taken::default();
         let mut touched = Touched::default();
         let mut at = first;
-        for change in changes {
+        let mut left = changes.into_iter();
+        while let Some(change) = left.next() {
             // What is known already would undo what came after it.
             if at.seq > self.position(writer).unwrap_or_default().seq {
-                if taken.refused.is_some() {
-                    // It may make the room that is missing.
-                    if let Change::Unpin(key) = &change {
-                        self.remove(writer, key, &mut touched);
+                match self.change(writer, change, &mut touched) {
+                    // There may be no room for it, but nobody misses it.
+                    Err((key, Refusal::Full { .. })) if ends(key, left.as_slice()) => {}
+                    Err((_, refusal)) => {
+                        taken.refused = Some(refusal);
+                        break;
                     }
-                } else if let Err(refusal) = self.change(writer, change, &mut touched) {
-                    taken.refused = Some(refusal);
-                } else {
-                    self.source(writer).position = Some(at);
+                    Ok(()) => {}
                 }
+                self.source(writer).position = Some(at);
             }
             at.seq = at.seq.next();
+        }
+        // Those that end behind one that is refused may make the room that is missing.
+        for change in left {
+            if let Change::Unpin(key) = change {
+                self.remove(writer, &key, &mut touched);
+            }
         }
         taken.ops = touched.ops(&self.flows);
         taken
@@ -178,12 +190,12 @@ impl Receiver {
         writer: &Arc<str>,
         change: Change,
         touched: &mut Touched,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), (FlowKey, Refusal)> {
         match change {
             Change::Pin(key, pod) => {
-                own(writer, &pod)?;
+                own(writer, &pod).map_err(|refusal| (key, refusal))?;
                 if !self.flows.contains_key(&key) && self.flows.len() >= self.limit {
-                    return Err(Refusal::Full { limit: self.limit });
+                    return Err((key, Refusal::Full { limit: self.limit }));
                 }
                 self.put(writer, key, Pinned::Pod(pod), touched);
             }

@@ -141,8 +141,7 @@ impl Writer {
             return Batch::Snapshot(self.snapshot());
         };
         let skip = (from.seq.0 - oldest.0) as usize;
-        let changes = self.log.iter().skip(skip).take(max);
-        let changes: Vec<Change> = changes.map(|change| self.as_it_is_now(change)).collect();
+        let changes: Vec<Change> = self.log.iter().skip(skip).take(max).cloned().collect();
         if changes.is_empty() {
             return Batch::Nothing;
         }
@@ -153,14 +152,6 @@ impl Writer {
             },
             changes,
         })
-    }
-
-    /// A flow that has ended since need not be pinned first: there may be no room for it.
-    fn as_it_is_now(&self, change: &Change) -> Change {
-        match change {
-            Change::Pin(key, _) if !self.pins.contains_key(key) => Change::Unpin(*key),
-            Change::Pin(..) | Change::Unpin(_) => change.clone(),
-        }
     }
 
     /// Everything as it is now. An older snapshot and the changes since would not do: at its end a balancer that has started
