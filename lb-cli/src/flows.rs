@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use lb_controller::admin::{FLOWS_LIMIT_DEFAULT, FLOWS_LIMIT_MAX, Flow, FlowState, Flows};
+use lb_controller::admin::{
+    FLOWS_LIMIT_DEFAULT, FLOWS_LIMIT_MAX, Flow, FlowState, Flows, PinReason,
+};
 
 use crate::agent::Agent;
 use crate::output::{Output, Paint, lines, parts, table};
@@ -51,7 +53,9 @@ fn show(flows: &Flows, paint: Paint) -> String {
     if flows.is_empty() {
         return "no flows\n".to_owned();
     }
-    let mut rows = table(["CLIENT", "VIP", "POD", "PROTOCOL", "STATE", "IDLE"]);
+    let mut rows = table([
+        "CLIENT", "VIP", "POD", "PROTOCOL", "STATE", "IDLE", "PINNED",
+    ]);
     for flow in flows {
         rows.add_row(row(flow));
     }
@@ -64,7 +68,7 @@ fn show(flows: &Flows, paint: Paint) -> String {
     parts([lines(&rows), more])
 }
 
-fn row(flow: &Flow) -> [String; 6] {
+fn row(flow: &Flow) -> [String; 7] {
     let Flow {
         client,
         vip,
@@ -73,7 +77,14 @@ fn row(flow: &Flow) -> [String; 6] {
         state,
         idle_seconds,
         identity: _,
+        pinned,
     } = flow;
+    let pinned = match pinned {
+        None => "no",
+        Some(PinReason::Deviation) => "deviation",
+        Some(PinReason::Tracked) => "all are",
+        Some(PinReason::HandedOff) => "handed off",
+    };
     let state = match state {
         FlowState::Established => "established",
         FlowState::HalfOpen => "half-open",
@@ -86,6 +97,7 @@ fn row(flow: &Flow) -> [String; 6] {
         protocol.clone(),
         state.to_owned(),
         units::duration(Duration::from_secs(*idle_seconds)),
+        pinned.to_owned(),
     ]
 }
 
@@ -104,14 +116,15 @@ mod tests {
                 state: FlowState::HalfOpen,
                 idle_seconds: 75,
                 identity: 1,
+                pinned: Some(PinReason::HandedOff),
             }],
             truncated: true,
         };
         assert_eq!(
             show(&flows, Paint(false)),
             "\
-CLIENT             VIP               POD            PROTOCOL  STATE      IDLE
-203.0.113.9:51312  198.51.100.1:443  10.1.0.5:8443  TCP       half-open  1 m 15 s
+CLIENT             VIP               POD            PROTOCOL  STATE      IDLE      PINNED
+203.0.113.9:51312  198.51.100.1:443  10.1.0.5:8443  TCP       half-open  1 m 15 s  handed off
 
 the first 1 only: raise --limit, or ask for one --client or --vip
 "

@@ -395,6 +395,21 @@ pub struct Flow {
     pub idle_seconds: u64,
     /// Identity of the pod and port.
     pub identity: u32,
+    /// Why it is pinned at every balancer; none: it is not, tables find it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<PinReason>,
+}
+
+/// Why a flow is pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PinReason {
+    /// Its first packet went elsewhere than the agreed tables say.
+    Deviation,
+    /// All flows of its Service are pinned.
+    Tracked,
+    /// A table has forgotten its pod, or is to.
+    HandedOff,
 }
 
 /// Where a flow stands.

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::core::Core;
 use super::core::handing::Wanted;
 use super::core::pins::Swept;
-use super::flows;
+use super::flows::{self, Pinned};
 use crate::admin;
 use crate::dataplane::flows::Flows;
 use crate::metrics;
@@ -117,8 +117,12 @@ impl Answers for Handle {
                 Err(AskError::Unavailable("there is no flow table".to_owned()))
             });
         };
+        let known = self.sweep_wanted();
         Box::pin(async move {
-            tokio::task::spawn_blocking(move || flows::list(&flows, &wanted))
+            let (Wanted { tracked, .. }, pods) = known.await?;
+            let pods = pods.into_iter().collect();
+            let pinned = Pinned { pods, tracked };
+            tokio::task::spawn_blocking(move || flows::list(&flows, &wanted, &pinned))
                 .await
                 .map_err(|_| AskError::Silent)?
         })

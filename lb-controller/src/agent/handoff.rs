@@ -11,10 +11,12 @@ use super::core::Core;
 use crate::handoff::client::Client;
 use crate::handoff::counts::{ServerCounts, Tally};
 use crate::handoff::dial::Dialler;
+use crate::handoff::joiner::{COPIED_MAX, CopyClient};
 use crate::handoff::peer::Role;
 use crate::handoff::reload::{self, Place, Tls};
 use crate::handoff::server::{ARRIVALS_MAX, Arrival, Server};
 use crate::handoff::{HANDOFF_PORT, Nodes, Options, Others, Times};
+use crate::model::pins::Message;
 
 /// Streams of one agent.
 pub(super) struct Streams {
@@ -22,6 +24,8 @@ pub(super) struct Streams {
     pub(super) arrivals: mpsc::Receiver<Arrival>,
     /// Certificates as they were read.
     pub(super) certificates: Certificates,
+    /// Pins that another balancer gives.
+    pub(super) copies: Copies,
     node: Arc<str>,
     nodes: watch::Sender<Nodes>,
     balancers: watch::Sender<Others>,
@@ -51,6 +55,22 @@ impl Certificates {
     }
 }
 
+/// A copy of pins that is under way.
+pub(super) struct Copies(Option<mpsc::Receiver<(Arc<str>, Message)>>);
+
+impl Copies {
+    /// The next message of a writer's snapshot; waits for ever while no copy is under way.
+    pub(super) async fn next(&mut self) -> (Arc<str>, Message) {
+        if let Some(copied) = &mut self.0 {
+            if let Some(message) = copied.recv().await {
+                return message;
+            }
+            self.0 = None;
+        }
+        std::future::pending().await
+    }
+}
+
 impl Streams {
     /// Begins to listen, if there is a directory of certificates.
     pub(super) fn start(
@@ -65,6 +85,7 @@ impl Streams {
         let mut streams = Self {
             arrivals,
             certificates: Certificates(None),
+            copies: Copies(None),
             node: node.into(),
             nodes,
             balancers,
@@ -135,6 +156,27 @@ impl Streams {
             };
             let balancers = self.balancers.subscribe();
             self.tasks.spawn(client.run(balancers, self.stop.clone()));
+        }
+        if self.copies.0.is_none()
+            && let Some((from, addresses)) = core.wants_copy(Instant::now())
+        {
+            let (sender, copied) = mpsc::channel(COPIED_MAX);
+            self.copies = Copies(Some(copied));
+            let client = CopyClient {
+                node: Arc::clone(&self.node),
+                dialler: dialler.clone(),
+            };
+            let stop = self.stop.clone();
+            self.tasks.spawn(async move {
+                let copy = client.run(&from, addresses, sender);
+                match stop.run_until_cancelled(copy).await {
+                    Some(Ok(writers)) => {
+                        tracing::info!(%from, writers, "pins of nodes that do not bring theirs were copied");
+                    }
+                    Some(Err(error)) => tracing::warn!(%from, %error, "pins are not copied"),
+                    None => {}
+                }
+            });
         }
     }
 }

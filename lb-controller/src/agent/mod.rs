@@ -346,6 +346,7 @@ impl Shell {
                 Ok(()) = self.network.next_hops.changed() => self.hops(),
                 Some(job) = self.jobs.recv() => job(&mut self.core),
                 () = self.streams.certificates.changed() => {}
+                (writer, message) = self.streams.copies.next() => self.core.take_copied(&writer, message, Instant::now()),
                 reported = self.events.next() => self.core.take_events(&reported),
                 Some(arrival) = self.streams.arrivals.recv() => self.core.take_arrival(arrival, Instant::now()),
                 events = feed.next() => self.core.take_objects(events, Instant::now()),
@@ -417,6 +418,7 @@ impl Shell {
                 Some(job) = self.jobs.recv() => job(&mut self.core),
                 Ok(()) = self.gossip.liveness.changed() => self.hear_others(),
                 () = self.streams.certificates.changed() => {}
+                (writer, message) = self.streams.copies.next() => self.core.take_copied(&writer, message, Instant::now()),
                 reported = self.events.next() => self.core.take_events(&reported),
                 Some(arrival) = self.streams.arrivals.recv() => self.core.take_arrival(arrival, Instant::now()),
                 () = tokio::time::sleep_until(wake.min(now + ATTACH_PERIOD).into()) => self.attach(),

@@ -50,6 +50,9 @@ pub struct ServiceTableSpec {
     /// Which pods packets go to.
     #[serde(default, skip_serializing_if = "is_default")]
     pub traffic_policy: TrafficPolicy,
+    /// Which flows balancers find by pins.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub tracking: Tracking,
     /// Names of nodes that pods refer to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<String>,
@@ -101,6 +104,23 @@ pub enum TrafficPolicy {
     Cluster,
     /// To pods of the node where the packet enters.
     Local,
+}
+
+/// Which flows of a Service are pinned at every balancer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum Tracking {
+    /// Those that the tables of all nodes do not find.
+    #[default]
+    Auto,
+    /// Each of them.
+    All,
+}
+
+impl ServiceTableSpec {
+    /// Whether each flow is pinned: it is asked for, or rows differ from node to node.
+    pub fn tracks_all(&self) -> bool {
+        self.tracking == Tracking::All || self.traffic_policy == TrafficPolicy::Local
+    }
 }
 
 /// An IP family.
@@ -335,6 +355,7 @@ mod tests {
             ],
             source_ranges: vec!["203.0.113.0/24".parse().unwrap()],
             traffic_policy: TrafficPolicy::Local,
+            tracking: Tracking::All,
             nodes: (0..1000)
                 .map(|n| format!("node-{n}.example.internal"))
                 .collect(),

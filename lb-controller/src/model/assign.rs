@@ -115,6 +115,7 @@ pub fn assign(
     let mut table = table::encode(&service.uid, version, &service.vips, &groups);
     table.source_ranges.clone_from(&service.source_ranges);
     table.traffic_policy = service.traffic_policy;
+    table.tracking = service.tracking;
     table.watermarks = watermarks(last, &history.retired, cluster);
     let changed = last != Some(&table);
     if changed && last.is_some() {

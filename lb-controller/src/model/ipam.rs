@@ -84,6 +84,7 @@ mod tests {
             fields: HashFields::FiveTuple,
             source_ranges: vec![],
             traffic_policy: crate::api::service_table::TrafficPolicy::Cluster,
+            tracking: crate::api::service_table::Tracking::Auto,
             publish_not_ready: false,
             problems: vec![],
         }

@@ -247,11 +247,14 @@ fn flags(spec: &ServiceTableSpec, hands_off: bool) -> u32 {
     };
     let policy = match spec.traffic_policy {
         TrafficPolicy::Cluster => 0,
-        // Rows differ from node to node, so nobody can find a flow by them.
-        TrafficPolicy::Local if hands_off => service_flag::LOCAL_POLICY | service_flag::TRACK_ALL,
         TrafficPolicy::Local => service_flag::LOCAL_POLICY,
     };
-    ranges | policy
+    let tracking = if hands_off && spec.tracks_all() {
+        service_flag::TRACK_ALL
+    } else {
+        0
+    };
+    ranges | policy | tracking
 }
 
 /// A range of sources of a service id.

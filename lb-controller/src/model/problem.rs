@@ -16,6 +16,8 @@ pub const ADDRESSES_ANNOTATION: &str = "bowline.dev/addresses";
 pub const SOURCE_RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 /// Annotation with the weight of a Pod.
 pub const WEIGHT_ANNOTATION: &str = "bowline.dev/weight";
+/// On a Service: `all` has each of its flows pinned at every balancer, not only those that tables do not find.
+pub const TRACKING_ANNOTATION: &str = "bowline.dev/tracking";
 
 /// Ports named in one sentence; the rest is counted: a Service may have hundreds.
 const PORTS_NAMED_MAX: usize = 3;
@@ -213,6 +215,11 @@ pub enum Fault {
     /// Not a weight.
     #[error("annotation {WEIGHT_ANNOTATION}={0:?} is not a number from 1 to {max}, and 1 is used; correct it", max = Weight::MAX)]
     Weight(String),
+    /// Not a way of tracking.
+    #[error(
+        "annotation {TRACKING_ANNOTATION}={0:?} is neither `all` nor `auto`, and `auto` is used; correct it"
+    )]
+    Tracking(String),
     /// More pods than slots.
     #[error(
         "{0} pods get no new connections since a Service has at most {SLOTS_MAX}; use fewer pods"
@@ -285,6 +292,7 @@ impl Fault {
             | Self::PodUnknown { .. }
             | Self::AddressShared(_) => "EndpointInvalid",
             Self::Weight(_) => "WeightInvalid",
+            Self::Tracking(_) => "TrackingInvalid",
             Self::TooManyPods(_) => "TooManyPods",
             Self::HistoryFull(_) => "HistoryFull",
             Self::NoEndpoints { .. } | Self::NoLocalEndpoints { .. } => "NoEndpoints",

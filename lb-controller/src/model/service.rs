@@ -8,9 +8,11 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 
-use super::problem::{ADDRESSES_ANNOTATION, Fault, Problem, SOURCE_RANGES_ANNOTATION};
+use super::problem::{
+    ADDRESSES_ANNOTATION, Fault, Problem, SOURCE_RANGES_ANNOTATION, TRACKING_ANNOTATION,
+};
 use super::shape::HashFields;
-use crate::api::service_table::{Family, Port, Protocol, TrafficPolicy};
+use crate::api::service_table::{Family, Port, Protocol, Tracking, TrafficPolicy};
 
 /// The class we act on; another one is never touched.
 pub const CLASS: &str = "bowline.dev/xdp";
@@ -34,6 +36,8 @@ pub struct Service {
     pub source_ranges: Vec<IpNet>,
     /// Which pods packets go to.
     pub traffic_policy: TrafficPolicy,
+    /// Which flows are pinned.
+    pub tracking: Tracking,
     /// `ready` counts for terminating and not serving pods too.
     pub publish_not_ready: bool,
     /// What is wrong with it; a fatal one leaves it without tables.
@@ -59,6 +63,7 @@ impl Service {
         let vips = addresses(object, spec, &mut faults);
         let ports = ports(spec, &mut faults);
         let source_ranges = source_ranges(object, spec, &mut faults);
+        let tracking = tracking(object, &mut faults);
         Some(Self {
             uid: meta.uid.clone().unwrap_or_else(|| name.clone()),
             created: meta.creation_timestamp.as_ref().map(|time| time.0),
@@ -73,6 +78,7 @@ impl Service {
                 Some("Local") => TrafficPolicy::Local,
                 Some(_) | None => TrafficPolicy::Cluster,
             },
+            tracking,
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
             problems: faults
                 .into_iter()
@@ -174,6 +180,20 @@ fn source_ranges(
         faults.push(Fault::SourceRanges);
     }
     ranges
+}
+
+/// Which flows are to be pinned, by annotation.
+fn tracking(object: &core::Service, faults: &mut Vec<Fault>) -> Tracking {
+    let annotations = object.metadata.annotations.as_ref();
+    let asked = annotations.and_then(|a| a.get(TRACKING_ANNOTATION));
+    match asked.map(|text| text.trim()) {
+        Some("all") => Tracking::All,
+        None | Some("auto" | "") => Tracking::Auto,
+        Some(other) => {
+            faults.push(Fault::Tracking(other.to_owned()));
+            Tracking::Auto
+        }
+    }
 }
 
 /// Whether packets from or to other machines can carry the address.
@@ -289,6 +309,7 @@ mod tests {
                 fields: HashFields::Addresses,
                 source_ranges: vec![],
                 traffic_policy: TrafficPolicy::Cluster,
+                tracking: Tracking::Auto,
                 publish_not_ready: false,
                 problems: vec![],
             }
@@ -385,6 +406,26 @@ mod tests {
             annotated(", loadBalancerSourceRanges: [10.0.0.0/8]", "192.0.2.0/24"),
             ranges("10.0.0.0/8")
         );
+    }
+
+    #[test]
+    fn all_flows_are_tracked_only_if_the_annotation_says_so() {
+        let parse = |tracking: &str| {
+            let yaml = format!(
+                "metadata: {{name: web, annotations: {{{TRACKING_ANNOTATION}: \"{tracking}\", {ADDRESSES_ANNOTATION}: 198.51.100.1}}}}\n\
+                 spec: {{type: LoadBalancer, loadBalancerClass: bowline.dev/xdp, ports: [{{port: 80}}]}}"
+            );
+            let service = Service::parse(&serde_saphyr::from_str(&yaml).unwrap()).unwrap();
+            (
+                service.tracking,
+                service.problems.len(),
+                service.fatal().is_none(),
+            )
+        };
+        assert_eq!(parse("all"), (Tracking::All, 0, true));
+        assert_eq!(parse(" auto "), (Tracking::Auto, 0, true));
+        assert_eq!(parse(""), (Tracking::Auto, 0, true));
+        assert_eq!(parse("every"), (Tracking::Auto, 1, true));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{Core, chain};
 use crate::agent::answers::digest;
-use crate::api::service_table::{ServiceTableSpec, TrafficPolicy};
+use crate::api::service_table::ServiceTableSpec;
 use crate::handoff::message::{Instruction, Report};
 use crate::handoff::server::Arrival;
 use crate::model::findable::Finder;
@@ -170,13 +170,13 @@ impl Core {
     pub(in crate::agent) fn sweep_wanted(&self) -> Wanted {
         let proposals = self.handing.proposals.iter();
         let specs = self.tables.values().filter_map(|table| table.spec.as_ref());
-        let local = specs.filter(|spec| spec.traffic_policy == TrafficPolicy::Local);
+        let tracked = specs.filter(|spec| spec.tracks_all());
         Wanted {
             proposals: proposals
                 .map(|(id, proposal)| (*id, Arc::clone(&proposal.finder)))
                 .collect(),
             tracked: if self.pins.is_on {
-                local.flat_map(|spec| spec.vips.iter().copied()).collect()
+                tracked.flat_map(|spec| spec.vips.iter().copied()).collect()
             } else {
                 BTreeSet::new()
             },

@@ -12,7 +12,7 @@ use crate::liveness::State;
 /// The choice, and carrying it out.
 #[derive(Default)]
 pub(super) struct Opinion {
-    node: Option<Arc<str>>,
+    pub(super) node: Option<Arc<str>>,
     pub(super) attempt: Attempt,
 }
 

@@ -59,6 +59,8 @@ pub(in crate::agent) struct Pins {
     pub(in crate::agent) streams: Tally<Streams>,
     /// What this node's server saw.
     pub(in crate::agent) server: Tally<ServerCounts>,
+    /// When a copy of what is missing may be asked for; none: nobody was asked yet.
+    pub(super) copy_at: Option<Instant>,
     /// Whether there are certificates to make and take streams with; none: nobody has looked yet.
     certificates: Option<bool>,
     /// The pins of all that live were here once, or there was nobody to wait for.
@@ -92,6 +94,7 @@ impl Pins {
             gated: BTreeSet::new(),
             streams: Tally::default(),
             server: Tally::default(),
+            copy_at: None,
             certificates: None,
             is_complete: !is_on,
             sweep: Arc::default(),
@@ -437,6 +440,12 @@ impl Pins {
     /// Flows that could not be pinned.
     pub(in crate::agent) fn unpinned(&self) -> u64 {
         self.refused
+    }
+
+    /// Whether nothing is known of a node's pins, and it brings them not.
+    pub(super) fn lacks(&self, node: &str) -> bool {
+        let writing = self.writers.get(node);
+        writing.is_none_or(|writing| writing.greeted.is_none()) && !self.receiver.knows(node)
     }
 
     /// Whether others can bring their pins.

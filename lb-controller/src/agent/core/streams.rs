@@ -19,6 +19,10 @@ use crate::model::template::NodeAddresses;
 
 /// How often a version is looked at again that waits for pins.
 const GATE_POLL: Duration = Duration::from_millis(20);
+/// How long a node that joins waits for the streams of others before it asks somebody for a copy of what is missing …
+const COPY_AFTER: Duration = Duration::from_secs(1);
+/// … and how long until it asks again.
+const COPY_AGAIN: Duration = Duration::from_secs(5);
 /// How long a version waits for pins at most: an owner that never brings them must not hold up all changes here.
 const GATE_WAIT: Duration = freshness::STREAMS_WAIT;
 
@@ -90,6 +94,46 @@ impl Core {
             let pins = self.pins.receiver.pins_of(writer).into_iter().collect();
             (Arc::clone(writer), Snapshot { position, pins })
         }))
+    }
+
+    /// Whom to ask for a copy of the pins of nodes that do not bring theirs: a node that joins does, as long as it waits for
+    /// them. One that has pins of theirs in its maps does not, since the copy may be older.
+    pub(in crate::agent) fn wants_copy(
+        &mut self,
+        now: Instant,
+    ) -> Option<(Arc<str>, NodeAddresses)> {
+        let since = self.started + COPY_AFTER;
+        let due = self.pins.copy_at.map_or(since, |at| at.max(since));
+        let may_come = self.pins.may_come(self.settings.role) && self.pins.outbox.is_some();
+        if !may_come || now < due || now >= self.started + freshness::STREAMS_WAIT {
+            return None;
+        }
+        if !self.agents.keys().any(|node| self.pins.lacks(node)) {
+            return None;
+        }
+        let from = self.opinion.node.as_ref()?;
+        let addresses = self.agents.get(from)?;
+        self.pins.copy_at = Some(now + COPY_AGAIN);
+        Some((Arc::clone(from), *addresses))
+    }
+
+    /// A balancer gives a copy of a writer's pins. A writer that has its own stream says more.
+    pub(in crate::agent) fn take_copied(
+        &mut self,
+        writer: &Arc<str>,
+        message: Message,
+        now: Instant,
+    ) {
+        if *writer.as_ref() == *self.settings.node || !self.pins.lacks(writer) {
+            return;
+        }
+        let taken = self.pins.receiver.take(writer, message);
+        if let Some(refusal) = taken.refused {
+            self.pins.fault = Some(refusal.to_string());
+        }
+        self.pins.undone.extend(taken.ops);
+        self.carry_out(now);
+        self.tables_wait_no_more(now);
     }
 
     /// Finds out whose pins are missing; Services with pods there must know.

@@ -3,6 +3,7 @@ use k8s_openapi::api::core::v1::Pod;
 use super::super::endpoint::tests::{Known, service, slice};
 use super::super::retire::proposal;
 use super::*;
+use crate::api::service_table::Tracking;
 
 const PORTS: &str = "[{name: http, port: 80}, {name: https, port: 443}]";
 const TARGETS: &str = "[{name: http, port: 8080}, {name: https, port: 8443}]";
@@ -275,17 +276,21 @@ fn ranges_and_policy_are_in_the_table_and_clearing_them_is_a_change() {
     manager.assign(0, "a");
     manager.service.source_ranges = vec!["203.0.113.0/24".parse().unwrap()];
     manager.service.traffic_policy = TrafficPolicy::Local;
+    manager.service.tracking = Tracking::All;
     let table = manager.assign(1, "a").table.unwrap();
     assert_eq!(table.source_ranges, manager.service.source_ranges);
     assert_eq!(
         (table.traffic_policy, table.version),
         (TrafficPolicy::Local, 2)
     );
+    assert_eq!(table.tracking, Tracking::All);
     manager.service.source_ranges.clear();
+    manager.service.tracking = Tracking::Auto;
     manager.service.traffic_policy = TrafficPolicy::Cluster;
     let table = manager.assign(2, "a").table.unwrap();
     assert_eq!((table.source_ranges.len(), table.version), (0, 3));
     assert_eq!(table.traffic_policy, TrafficPolicy::Cluster);
+    assert_eq!(table.tracking, Tracking::Auto);
 }
 
 #[test]

@@ -130,6 +130,12 @@ impl Receiver {
         }
     }
 
+    /// Whether anything of a writer's pins is here, by what it has said or by what the map held.
+    pub fn knows(&self, writer: &str) -> bool {
+        let source = self.writers.get(writer);
+        source.is_some_and(|source| source.position.is_some() || !source.keys.is_empty())
+    }
+
     /// Takes what a writer says.
     pub fn take(&mut self, writer: &Arc<str>, message: Message) -> Taken {
         match message {

@@ -61,6 +61,7 @@ pub fn proposal(
     let mut proposed = table::encode(&table.service_uid, table.version, &table.vips, &groups);
     proposed.source_ranges.clone_from(&table.source_ranges);
     proposed.traffic_policy = table.traffic_policy;
+    proposed.tracking = table.tracking;
     proposed.watermarks.clone_from(&table.watermarks);
     Ok(Some(Proposal {
         base: table.version,

@@ -36,6 +36,7 @@ pub fn encode(
         vips: vips.to_vec(),
         source_ranges: Vec::new(),
         traffic_policy: api::TrafficPolicy::Cluster,
+        tracking: api::Tracking::Auto,
         groups: groups
             .iter()
             .zip(&named)

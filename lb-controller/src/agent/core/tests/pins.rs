@@ -313,6 +313,26 @@ fn a_proposal_is_answered_when_balancers_have_what_it_would_not_find() {
     assert_eq!(bench.agent.proposals(), 0);
 }
 
+#[test]
+fn all_flows_of_a_service_are_pinned_if_it_asks_for_it() {
+    let mut bench = bench();
+    assert_eq!(bench.flags() & service_flag::TRACK_ALL, 0);
+    assert!(bench.agent.sweep_wanted().tracked.is_empty());
+    let web = service("web", VIP, &[1, 2]);
+    let asks = web.replacen(
+        "annotations: {",
+        "annotations: {bowline.dev/tracking: all, ",
+        1,
+    );
+    bench.put("web.yaml", &asks);
+    bench.run(4);
+    assert_ne!(bench.flags() & service_flag::TRACK_ALL, 0);
+    assert_eq!(
+        bench.agent.sweep_wanted().tracked,
+        BTreeSet::from([VIP.parse().unwrap()])
+    );
+}
+
 /// The table of the only Service, and its name.
 fn table(bench: &Bench) -> (Named, ServiceTableSpec) {
     let (named, table) = bench.agent.tables.iter().next().unwrap();
@@ -401,6 +421,50 @@ fn a_node_that_joins_is_not_ready_before_the_pins_of_all_are_here() {
     bench.outputs.clear();
     bench.run(1);
     assert!(!waits(&bench));
+}
+
+#[test]
+fn a_node_that_joins_asks_for_a_copy_of_pins_that_nobody_brings() {
+    let mut bench = bench();
+    let nodes = bench.dir.path().join("nodes.yaml");
+    let third = super::nodes() + &super::nodes().replace("n2", "n3").replace("0.0.2", "0.0.3");
+    bench
+        .agent
+        .take(&Files::from([(nodes, Content::Text(third))]), bench.now);
+    hear(&mut bench, 1, true);
+    let n2: Arc<str> = "n2".into();
+    let asked = |bench: &mut Bench| bench.agent.wants_copy(bench.now).map(|(node, _)| node);
+    assert_eq!(asked(&mut bench), Some(Arc::clone(&n2)), "it is fresh");
+    assert_eq!(asked(&mut bench), None, "not again at once");
+    // The node that is asked has pins of n3, and its own, which it brings itself.
+    let mut pins = Writer::new(Incarnation(3), []);
+    pins.pin(
+        flow(5),
+        PinnedPod {
+            node: "n3".into(),
+            ..pod(1)
+        },
+    )
+    .unwrap();
+    let Batch::Snapshot(copy) = pins.read(None, 100) else {
+        panic!("a writer begins with a snapshot");
+    };
+    bench.follow(&mut other(7));
+    for writer in ["n2", "n3", "n1"] {
+        for message in copy.messages(100) {
+            bench.agent.take_copied(&writer.into(), message, bench.now);
+        }
+    }
+    assert_eq!(bench.pinned(&flow(5)), [pod(1).identity()]);
+    assert_eq!(bench.agent.pins.received("n3"), Some(copy.position));
+    assert_eq!(bench.agent.pins.received("n2"), Some(other(7).position()));
+    // Its own stream goes on from there.
+    assert_eq!(
+        bench.hello("n3", copy.position),
+        Some(Ok(Some(copy.position)))
+    );
+    bench.now += Duration::from_secs(10);
+    assert_eq!(asked(&mut bench), None, "nobody is missing");
 }
 
 #[test]
