@@ -131,19 +131,22 @@ fn mss(mtu: u32, own: NodeAddresses, family: usize) -> u16 {
 /// What the model needs to know of this node and the others.
 pub(super) fn of(core: &Core, secrets: &ClusterSecrets) -> View {
     let own = core.settings.node.as_str();
-    let others = core
-        .index
-        .nodes()
-        .filter_map(|node| Some((node.metadata.name.as_deref()?, node)));
-    let nodes = others.filter(|(name, _)| *name != own).map(|(name, node)| {
-        let addresses = addresses(node);
+    let named = core.index.nodes().filter_map(|node| {
+        let name = Arc::from(node.metadata.name.as_deref()?);
+        Some((name, addresses(node)))
+    });
+    let unnamed = &core.announcing.liveness.unnamed;
+    let unnamed = unnamed.iter().map(|(name, node)| (Arc::clone(name), *node));
+    // What an object says of a node counts more.
+    let others = unnamed.chain(named).filter(|(name, _)| **name != *own);
+    let nodes = others.map(|(name, addresses): (Arc<str>, _)| {
         let hop = |address: Option<IpAddr>| core.way_to(address?);
         let view = NodeView {
             addresses,
             hop4: hop(addresses.v4.map(Into::into)),
             hop6: hop(addresses.v6.map(Into::into)),
         };
-        (Arc::from(name), view)
+        (name, view)
     });
     View {
         node: own.into(),

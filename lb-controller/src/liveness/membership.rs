@@ -299,10 +299,27 @@ impl Membership {
                 .iter()
                 .map(|(node, verdict)| (Arc::clone(node), peer(node, verdict)))
                 .collect(),
+            unnamed: self.unnamed(),
             tables: heard.map(|(condition, _)| condition.tables).max(),
             settled: self.settled,
             returns: self.returns,
         }
+    }
+
+    fn unnamed(&self) -> BTreeMap<Arc<str>, NodeAddresses> {
+        let own = &self.foca.identity().node;
+        let members = self.foca.iter_membership_state();
+        let alive = members.filter(|member| member.state() == foca::State::Alive);
+        let unnamed = alive
+            .map(foca::Member::id)
+            .filter(|identity| identity.node != *own && !self.named.contains_key(&identity.node));
+        unnamed
+            .take(MEMBERS_MAX)
+            .map(|identity| {
+                let addresses = identity.addresses.iter().flatten().copied();
+                (Arc::clone(&identity.node), addresses.collect())
+            })
+            .collect()
     }
 
     /// Moves all timers by the time in which we did not run.

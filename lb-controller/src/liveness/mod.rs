@@ -24,6 +24,8 @@ pub use membership::{Counts, Membership, Outgoing};
 pub use shell::{Gossip, Members, spawn};
 pub use verdict::State;
 
+use crate::model::template::NodeAddresses;
+
 /// UDP port on the nodes' addresses that the agents talk to each other on.
 pub const GOSSIP_PORT: u16 = 6083;
 /// Members that are followed. The design plans for 64 load-balancer nodes; eight times that still takes no more than a few
@@ -37,6 +39,8 @@ pub struct Liveness {
     pub peers: BTreeMap<Arc<str>, Peer>,
     /// Every member that objects name has been heard of or given up: from here on absence means something.
     pub settled: bool,
+    /// Members that no object names, as far as this node was told: nodes that have come since it was cut off.
+    pub unnamed: BTreeMap<Arc<str>, NodeAddresses>,
     /// The newest tables that a peer has said it knows, see [`Condition::tables`]; none if no peer was heard for
     /// [`crate::model::freshness::SILENCE_MAX`].
     pub tables: Option<u64>,

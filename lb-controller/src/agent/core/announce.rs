@@ -84,9 +84,15 @@ impl Core {
             .peers
             .values()
             .any(|peer| peer.state == crate::liveness::State::Alive);
+        let came = before.unnamed != liveness.unnamed;
         let suspected = (view::suspected(&before), view::suspected(&liveness));
         self.announcing.liveness = liveness;
         self.choose_opinion(now);
+        if came {
+            // Authenticated by the cluster's key, so their packets may be taken before any object names them.
+            self.want_ways();
+            self.common.want(now);
+        }
         let changed: BTreeSet<_> = suspected
             .0
             .symmetric_difference(&suspected.1)

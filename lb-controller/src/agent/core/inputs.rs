@@ -148,12 +148,7 @@ impl Core {
         let changed = self.index.take_changed();
         if changed.nodes {
             self.own = view::own_addresses(self);
-            self.wanted.send_if_modified(|wanted| {
-                let nodes = remote_addresses(&self.index, &self.settings.node);
-                let different = *wanted != nodes;
-                *wanted = nodes;
-                different
-            });
+            self.want_ways();
         }
         if changed.nodes {
             self.common.want(now);
@@ -170,6 +165,18 @@ impl Core {
         if !changed.pods.is_empty() {
             self.locals.want(now);
         }
+    }
+
+    /// Wants the ways to all other nodes.
+    pub(super) fn want_ways(&self) {
+        let mut nodes = remote_addresses(&self.index, &self.settings.node);
+        let unnamed = self.announcing.liveness.unnamed.values();
+        nodes.extend(unnamed.flat_map(|addresses| view::list(*addresses)));
+        self.wanted.send_if_modified(|wanted| {
+            let different = *wanted != nodes;
+            *wanted = nodes;
+            different
+        });
     }
 
     /// A Service's table came, changed or went. The number says how new it is, see [`Tables::revision`].

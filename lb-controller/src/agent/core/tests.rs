@@ -413,7 +413,7 @@ fn hear(bench: &mut Bench, tables: u64, is_fresh: bool) {
         peers: [("n2".into(), peer)].into(),
         tables: Some(tables),
         settled: true,
-        returns: 0,
+        ..Liveness::default()
     };
     bench.agent.take_liveness(Arc::new(liveness), bench.now);
     bench.agent.work(bench.now);
@@ -436,6 +436,29 @@ fn a_node_that_has_missed_a_table_is_not_fresh() {
     assert!(problems.iter().any(|p| p.sentence.contains("newer ones")));
     hear(&mut bench, own, true);
     assert!(bench.agent.is_fresh());
+}
+
+#[test]
+fn packets_of_a_member_are_taken_before_an_object_names_it() {
+    let mut bench = Bench::new();
+    bench.run(4);
+    let peers = |bench: &Bench| {
+        let peers = bench.maps.contents().peers;
+        let peers = peers.keys().map(|addr| plan::address_of(*addr));
+        peers.collect::<BTreeSet<IpAddr>>()
+    };
+    let [n2, n3]: [IpAddr; 2] = [[10, 0, 0, 2].into(), [10, 0, 0, 3].into()];
+    assert_eq!(peers(&bench), [n2].into());
+    let came = Liveness {
+        unnamed: [("n3".into(), [n3].into_iter().collect())].into(),
+        ..Liveness::default()
+    };
+    bench.agent.take_liveness(Arc::new(came), bench.now);
+    bench.run(1);
+    assert_eq!(peers(&bench), [n2, n3].into());
+    bench.agent.take_liveness(Arc::default(), bench.now);
+    bench.run(1);
+    assert_eq!(peers(&bench), [n2].into());
 }
 
 #[test]

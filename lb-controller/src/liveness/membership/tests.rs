@@ -388,3 +388,19 @@ fn what_a_member_says_of_itself_is_known_to_all_until_it_is_silent() {
     world.run(SILENCE_MAX + Duration::from_millis(50));
     assert_eq!(said(&world).tables, None);
 }
+
+#[test]
+fn a_member_that_objects_do_not_name_yet_is_known_by_what_others_say() {
+    let mut world = World::new(3, 12);
+    // The first was cut off from the objects before the third came.
+    let now = world.now;
+    world.machines[0].member.name(&named(2), now);
+    world.run(Duration::from_millis(200));
+    let liveness = world.machines[0].member.liveness(world.now);
+    assert!(!liveness.peers.contains_key(&name(2)));
+    assert_eq!(liveness.unnamed, [(name(2), address(2))].into());
+    world.machines[2].is_on = false;
+    world.run(Duration::from_secs(4));
+    let liveness = world.machines[0].member.liveness(world.now);
+    assert_eq!(liveness.unnamed, BTreeMap::new());
+}
