@@ -58,6 +58,7 @@ impl World<'_> {
                 dice,
                 way,
                 timer: Nanos::MAX,
+                is_delayed: false,
             },
         );
         self.act(flow, act);
@@ -192,6 +193,7 @@ impl World<'_> {
         if !self.up.contains(&node) {
             return Ok(());
         }
+        self.packets += 1;
         let vip = self.vip(segment.service);
         let now = self.queue.now();
         let outcome = self.scheme.enter(node, segment, vip, now)?;
@@ -220,6 +222,15 @@ impl World<'_> {
     fn follow(&mut self, node: NodeId, flow: FlowId, outcome: Outcome) -> anyhow::Result<()> {
         match outcome {
             Outcome::Nothing => Ok(()),
+            Outcome::HeldBack => {
+                if let Some(flow) = self.flows.get_mut(&flow)
+                    && !flow.is_delayed
+                {
+                    flow.is_delayed = true;
+                    self.tally.delayed += 1;
+                }
+                Ok(())
+            }
             Outcome::Node(to, packet) => {
                 if let Some(delay) = self.hop(flow) {
                     self.queue.after(delay, Event::Arrive(to, flow, packet));
