@@ -83,6 +83,16 @@ pub(crate) fn time<T>(work: impl FnOnce() -> T) -> anyhow::Result<(Duration, T)>
     Ok((processor_time()?.saturating_sub(start), done))
 }
 
+/// So many percent of the samples are at most this.
+pub(crate) fn percentile(mut samples: Vec<f64>, percent: usize) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    let at = (samples.len() * percent).div_ceil(100);
+    samples
+        .get(at.saturating_sub(1))
+        .copied()
+        .unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

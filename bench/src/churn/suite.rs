@@ -74,6 +74,16 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// Those that are asked for; if none is, all that tell something about a script.
+    fn schemes(&self, script: &Script) -> Vec<SchemeName> {
+        if !self.scheme.is_empty() {
+            return self.scheme.clone();
+        }
+        let tells =
+            |scheme: &SchemeName| *scheme != SchemeName::NoPins || script.must_break_without_pins();
+        SchemeName::ALL.into_iter().filter(tells).collect()
+    }
+
     /// The arguments that run a script again as it was.
     fn replay(&self, length: Length, case: Case<'_>) -> String {
         let Case { script, seed, .. } = case;
@@ -177,16 +187,15 @@ pub(crate) fn run(length: Length, only: &str, options: &Options) -> anyhow::Resu
     rounds::pin_to_a_processor()?;
     let mut found = Found::default();
     let flows: Vec<FlowId> = options.flow.iter().copied().map(FlowId).collect();
-    let asked = |scheme: &SchemeName| options.scheme.is_empty() || options.scheme.contains(scheme);
-    let schemes = SchemeName::ALL.into_iter().filter(asked);
     for script in &scripts {
+        let schemes = options.schemes(script);
         for seed in (options.seed..).take(options.seeds as usize) {
             let case = Case {
                 script,
                 seed,
                 only: &flows,
             };
-            for scheme in schemes.clone() {
+            for scheme in schemes.iter().copied() {
                 let started = Instant::now();
                 let ran = rig.run(scheme, case)?;
                 found.note(script, scheme, &ran);
