@@ -50,7 +50,7 @@ pub(super) struct Tally {
     pub(super) told: Vec<Broken>,
     /// Segments of flows that reached another pod than their own, which lived.
     pub(super) strayed: u64,
-    /// Flows of which a packet was held back.
+    /// Flows of which a packet was held back, and whose pods lived.
     pub(super) delayed: u64,
 }
 

@@ -143,6 +143,8 @@ impl World<'_> {
         };
         let owner = flow.client.owner();
         let owner_died = owner.is_some_and(|owner| !self.api.pod(owner).lives);
+        // One whose pod is gone waits for nobody.
+        self.tally.delayed += u64::from(flow.is_delayed && !owner_died);
         let at = self.queue.now();
         let mut dice = flow.dice;
         if how == End::Closed && at < self.case.script.arrivals && dice.chance(REOPENED) {
@@ -223,11 +225,8 @@ impl World<'_> {
         match outcome {
             Outcome::Nothing => Ok(()),
             Outcome::HeldBack => {
-                if let Some(flow) = self.flows.get_mut(&flow)
-                    && !flow.is_delayed
-                {
+                if let Some(flow) = self.flows.get_mut(&flow) {
                     flow.is_delayed = true;
-                    self.tally.delayed += 1;
                 }
                 Ok(())
             }
