@@ -1,4 +1,4 @@
-//! The benchmark harness: `cargo run --release -p bench -- packet|table|control|churn`.
+//! The benchmark harness: `cargo run --release -p bench -- packet|table|control|churn|handoff`.
 //!
 //! A suite answers rows; this file prints them, writes them down and compares them with a committed run.
 
@@ -8,6 +8,7 @@
 mod baseline;
 mod churn;
 mod control;
+mod handoff;
 mod packet;
 mod pin_dir;
 mod report;
@@ -59,6 +60,8 @@ enum Suite {
     Control,
     /// Flows broken under scripts of changes, in a simulated cluster of real nodes (needs root).
     Churn,
+    /// Pins from an owner to balancers, over the real streams into real maps (needs root).
+    Handoff,
     /// An agent whose memory is measured: what `control` starts.
     #[value(hide = true)]
     ControlAgent,
@@ -96,6 +99,7 @@ fn main() -> anyhow::Result<ExitCode> {
             ("control/", control::AIMS, control::run(length, &args.only))
         }
         Suite::Churn => ("churn/", &[], churn::run(length, &args.only, &args.churn)?),
+        Suite::Handoff => ("handoff/", handoff::AIMS, handoff::run(length, &args.only)?),
     };
     let report = Report::new(outcome.rows);
     println!("{}", report.table(aims));

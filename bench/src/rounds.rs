@@ -22,6 +22,20 @@ impl Samples {
         self.0.push(value);
     }
 
+    /// Adds all figures of others.
+    pub(crate) fn extend(&mut self, others: &Self) {
+        self.0.extend_from_slice(&others.0);
+    }
+
+    /// Their mean; zero without samples.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "there are fewer rounds than 2^52"
+    )]
+    pub(crate) fn mean(&self) -> f64 {
+        self.0.iter().sum::<f64>() / self.0.len().max(1) as f64
+    }
+
     /// How many rounds there are.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
@@ -69,14 +83,26 @@ pub(crate) fn time<T>(work: impl FnOnce() -> T) -> anyhow::Result<(Duration, T)>
     Ok((processor_time()?.saturating_sub(start), done))
 }
 
+/// So many percent of the samples are at most this.
+pub(crate) fn percentile(mut samples: Vec<f64>, percent: usize) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    let at = (samples.len() * percent).div_ceil(100);
+    samples
+        .get(at.saturating_sub(1))
+        .copied()
+        .unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn spread_is_minimum_median_maximum() {
+    fn spread_is_minimum_median_maximum_and_there_is_a_mean() {
         assert_eq!(Samples::from([3.0, 1.0, 9.0]).spread(), (1.0, 3.0, 9.0));
         assert_eq!(Samples::default().spread(), (0.0, 0.0, 0.0));
+        let means = [Samples::default(), Samples::from([3.0, 1.0, 8.0])].map(|of| of.mean());
+        assert_eq!((means[0], means[1]), (0.0, 4.0));
         assert_eq!(
             Samples::from([3.0, 5.0]).less(1.0).spread(),
             (2.0, 4.0, 4.0)

@@ -3,7 +3,7 @@
 //! pods' TCP, who hears what when), by a seed, so a failing run is run again exactly.
 //!
 //! Beside it, under the same scripts: plain Maglev with and without a connection table on every node, and our programs
-//! without relays. They must break flows, or the harness would be blind.
+//! without relays or without pins. They must break flows, or the harness would be blind.
 //!
 //! ```text
 //! client ─▶ router ─▶ node: XDP ─▶ node: XDP ─▶ pod ─▶ node: TC ─▶ client      world/traffic
@@ -20,6 +20,7 @@
 mod api;
 mod client;
 mod dice;
+mod found;
 mod manager;
 mod node;
 mod oracle;

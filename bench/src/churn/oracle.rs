@@ -50,6 +50,8 @@ pub(super) struct Tally {
     pub(super) told: Vec<Broken>,
     /// Segments of flows that reached another pod than their own, which lived.
     pub(super) strayed: u64,
+    /// Flows of which a packet was held back, and whose pods lived.
+    pub(super) delayed: u64,
 }
 
 impl Tally {
@@ -90,6 +92,9 @@ impl std::fmt::Display for Tally {
         }
         if self.strayed > 0 {
             write!(f, "; {} segments reached another pod", self.strayed)?;
+        }
+        if self.delayed > 0 {
+            write!(f, "; {} were held back for a moment", self.delayed)?;
         }
         Ok(())
     }

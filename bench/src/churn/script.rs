@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use lb_ebpf::abi::OLDER_MAX;
+
 use super::client::Manner;
 use super::queue::{MS, Nanos, SECOND};
 use super::router::Ecmp;
@@ -147,6 +149,10 @@ pub(super) struct Script {
 
 /// When the changes of singles and pairs happen.
 const CHANGE_AT: Nanos = 30 * SECOND;
+/// Rollouts one after the other: two occupants more than a slot remembers beside its current one.
+const ROLLOUTS: usize = OLDER_MAX + 2;
+/// A pool of eight is replaced within this, one pod a second.
+const ROLLOUT: Nanos = 10 * SECOND;
 
 /// What makes a run larger or smaller.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -187,6 +193,24 @@ impl Script {
         }
     }
 
+    /// Rollouts one after the other, and pods that live on until all flows have ended: the first ones have left their slots'
+    /// history by then, and nothing but pins finds their flows. Then flows enter elsewhere.
+    fn rollouts(scale: &Scale) -> Self {
+        let mut changes: Vec<(Nanos, Change)> = (CHANGE_AT..)
+            .step_by(ROLLOUT as usize)
+            .map(|at| (at, Change::Rollout))
+            .take(ROLLOUTS)
+            .collect();
+        changes.push((CHANGE_AT + 6 * ROLLOUT, Change::Rehash));
+        Self {
+            name: "rollouts".to_owned(),
+            changes,
+            rollout_every: SECOND,
+            grace: 240 * SECOND,
+            ..Self::of(&[], scale)
+        }
+    }
+
     /// All 100 pods replaced in ten minutes, one drain, one crash, two joins.
     fn design(scale: &Scale) -> Self {
         let minute = 60 * SECOND;
@@ -219,7 +243,7 @@ impl Script {
         }
     }
 
-    /// All scripts: singles, pairs, and the long one.
+    /// All scripts: singles, pairs, many rollouts, and the long one.
     pub(super) fn all(scale: &Scale) -> Vec<Self> {
         let singles = Change::ALL.iter().map(|change| Self::of(&[*change], scale));
         let pairs = Change::ALL.iter().enumerate().flat_map(|(at, first)| {
@@ -228,7 +252,8 @@ impl Script {
                 .iter()
                 .map(move |second| Self::of(&[*first, *second], scale))
         });
-        singles.chain(pairs).chain([Self::design(scale)]).collect()
+        let others = [Self::rollouts(scale), Self::design(scale)];
+        singles.chain(pairs).chain(others).collect()
     }
 
     /// Whether connection tables and stateless balancers cannot keep all flows: who serves changes, and flows enter
@@ -236,6 +261,13 @@ impl Script {
     pub(super) fn must_break_controls(&self) -> bool {
         let any = |of: fn(Change) -> bool| self.changes.iter().any(|(_, change)| of(*change));
         any(Change::is_of_pool) && any(Change::moves_flows)
+    }
+
+    /// Whether tables alone cannot find all flows: slots have had more occupants than they remember.
+    pub(super) fn must_break_without_pins(&self) -> bool {
+        let changes = self.changes.iter();
+        let rollouts = changes.filter(|(_, change)| *change == Change::Rollout);
+        rollouts.count() > OLDER_MAX
     }
 }
 
@@ -268,7 +300,7 @@ mod tests {
     #[test]
     fn every_pair_is_there_once_and_names_are_different() {
         let scripts = Script::all(&SCALE);
-        assert_eq!(scripts.len(), 15 + 15 * 14 / 2 + 1);
+        assert_eq!(scripts.len(), 15 + 15 * 14 / 2 + 2);
         let names: std::collections::BTreeSet<_> = scripts.iter().map(|s| &s.name).collect();
         assert_eq!(names.len(), scripts.len());
     }
@@ -280,8 +312,20 @@ mod tests {
             .filter(Script::must_break_controls)
             .map(|script| script.name)
             .collect();
-        assert_eq!(must.len(), 8 * 3 + 1);
+        assert_eq!(must.len(), 8 * 3 + 2);
         assert!(must.contains(&"rollout+rehash".to_owned()));
         assert!(!must.contains(&"kill+rehash".to_owned()));
+    }
+
+    #[test]
+    fn pins_are_needed_where_slots_forget_pods_that_live() {
+        let scripts = Script::all(&SCALE).into_iter();
+        let scripts: Vec<Script> = scripts.filter(Script::must_break_without_pins).collect();
+        let [script] = &scripts[..] else {
+            panic!("{scripts:?}");
+        };
+        assert_eq!(script.name, "rollouts");
+        let (first, _) = script.changes[0];
+        assert!(first + script.grace / 2 > script.closing);
     }
 }

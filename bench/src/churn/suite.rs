@@ -1,27 +1,25 @@
-//! Runs scripts under every scheme, and makes rows of what came of them.
+//! Runs scripts under every scheme, on the same kernels one after the other.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::thread;
 use std::time::Instant;
 
 use anyhow::ensure;
 
-use super::node::agent::Relay;
+use super::found::Found;
+use super::node::agent::Without;
 use super::node::kernel::Kernel;
-use super::oracle::Fate;
 use super::queue::SECOND;
 use super::reduce;
 use super::router::Ecmp;
+use super::schemes::SchemeName;
 use super::schemes::bowline::Bowline;
 use super::schemes::plain::{Memory, Plain};
-use super::schemes::{Left, SchemeName};
 use super::script::{Scale, Script};
 use super::segment::FlowId;
-use super::world::{Case, Leaks, Ran, World};
+use super::world::{Case, Ran, World};
 use crate::pin_dir::PinDir;
-use crate::report::Row;
-use crate::rounds::{self, Samples};
+use crate::rounds;
 use crate::{Length, Outcome};
 
 /// Flows of a single or a pair, and of the long script.
@@ -43,6 +41,9 @@ pub(crate) struct Options {
     /// Churn: chance begins here; the same seed gives the same run.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Churn: this many seeds, from `--seed` on; rows are over all of them.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    seeds: u64,
     /// Churn: only the script with this name, such as `rollout+rehash` or `design`.
     #[arg(long, value_name = "NAME")]
     script: Option<String>,
@@ -73,10 +74,22 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// Those that are asked for; if none is, all that tell something about a script.
+    fn schemes(&self, script: &Script) -> Vec<SchemeName> {
+        if !self.scheme.is_empty() {
+            return self.scheme.clone();
+        }
+        let tells =
+            |scheme: &SchemeName| *scheme != SchemeName::NoPins || script.must_break_without_pins();
+        SchemeName::ALL.into_iter().filter(tells).collect()
+    }
+
     /// The arguments that run a script again as it was.
-    fn replay(&self, length: Length, script: &Script) -> String {
+    fn replay(&self, length: Length, case: Case<'_>) -> String {
+        let Case { script, seed, .. } = case;
         let Self {
-            seed,
+            seed: _,
+            seeds: _,
             script: _,
             scheme: _,
             scale,
@@ -140,9 +153,10 @@ impl Rig {
 
     /// Runs a case under a scheme.
     pub(super) fn run(&mut self, scheme: SchemeName, case: Case<'_>) -> anyhow::Result<Ran> {
-        let relay = match scheme {
-            SchemeName::Bowline => Relay::On,
-            SchemeName::NoRelay => Relay::Off,
+        let without = match scheme {
+            SchemeName::Bowline => Without::Nothing,
+            SchemeName::NoRelay => Without::Relays,
+            SchemeName::NoPins => Without::Pins,
             SchemeName::Stateless => {
                 return World::new(case, &mut Plain::new(Memory::None))?.run();
             }
@@ -150,7 +164,7 @@ impl Rig {
                 return World::new(case, &mut Plain::new(Memory::PerNode))?.run();
             }
         };
-        let mut bowline = Bowline::new(&mut self.kernels, relay, case.seed);
+        let mut bowline = Bowline::new(&mut self.kernels, without, case.seed);
         let ran = World::new(case, &mut bowline)?.run();
         bowline.end()?;
         ran
@@ -173,42 +187,36 @@ pub(crate) fn run(length: Length, only: &str, options: &Options) -> anyhow::Resu
     rounds::pin_to_a_processor()?;
     let mut found = Found::default();
     let flows: Vec<FlowId> = options.flow.iter().copied().map(FlowId).collect();
-    let asked = |scheme: &SchemeName| options.scheme.is_empty() || options.scheme.contains(scheme);
-    let schemes = SchemeName::ALL.into_iter().filter(asked);
     for script in &scripts {
-        let case = Case {
-            script,
-            seed: options.seed,
-            only: &flows,
-        };
-        let mut broken = BTreeMap::new();
-        for scheme in schemes.clone() {
-            let started = Instant::now();
-            let ran = rig.run(scheme, case)?;
-            found.note(script, scheme, &ran);
-            tell(script, scheme, &ran, started);
-            broken.insert(scheme, ran);
-        }
-        if let Some(ran) = broken.get(&SchemeName::Bowline)
-            && ran.tally.broken() > 0
-        {
-            let replay = options.replay(length, script);
-            if options.reduce {
-                eprintln!(
-                    "{}: {replay}{}",
-                    script.name,
-                    reduce::reduce(&mut rig, case, ran)?
-                );
-            }
-            if !options.lenient {
-                found.fail(script, &replay);
+        let schemes = options.schemes(script);
+        for seed in (options.seed..).take(options.seeds as usize) {
+            let case = Case {
+                script,
+                seed,
+                only: &flows,
+            };
+            for scheme in schemes.iter().copied() {
+                let started = Instant::now();
+                let ran = rig.run(scheme, case)?;
+                found.note(script, scheme, &ran);
+                tell(case, scheme, &ran, started);
+                if scheme == SchemeName::Bowline && ran.tally.broken() > 0 {
+                    let replay = options.replay(length, case);
+                    if options.reduce {
+                        let smaller = reduce::reduce(&mut rig, case, &ran)?;
+                        eprintln!("{}: {replay}{smaller}", script.name);
+                    }
+                    if !options.lenient {
+                        found.fail(script, &replay);
+                    }
+                }
             }
         }
     }
     if flows.is_empty() && options.without.is_empty() && options.scheme.is_empty() {
         found.look_for_blindness(&scripts);
     }
-    Ok(found.outcome)
+    Ok(found.outcome())
 }
 
 /// The scripts that are asked for.
@@ -232,7 +240,7 @@ fn scripts(length: Length, only: &str, options: &Options) -> anyhow::Result<Vec<
     });
     ensure!(
         !scripts.is_empty(),
-        "no script has this name; `rollout`, `rollout+rehash` and `design` are some"
+        "no script has this name; `rollout`, `rollout+rehash`, `rollouts` and `design` are some"
     );
     for script in &mut scripts {
         let mut at = 0;
@@ -254,11 +262,12 @@ fn times(flows: u32, factor: f64) -> u32 {
 }
 
 /// Says what came of a run, for people who wait.
-fn tell(script: &Script, scheme: SchemeName, ran: &Ran, started: Instant) {
+fn tell(case: Case<'_>, scheme: SchemeName, ran: &Ran, started: Instant) {
+    let Case { script, seed, .. } = case;
     let seconds = started.elapsed().as_secs_f64();
     let broken = ran.tally.broken() as f64 * 1e6 / (ran.tally.flows().max(1) as f64);
     eprintln!(
-        "{:<24} {:<10} {broken:>8.0} broken per million ({:.1} s): {}",
+        "{:<24} {seed:>3} {:<10} {broken:>8.0} broken per million ({:.1} s): {}",
         script.name,
         scheme.as_str(),
         seconds,
@@ -277,84 +286,11 @@ fn tell(script: &Script, scheme: SchemeName, ran: &Ran, started: Instant) {
     }
 }
 
-/// Rows so far, and what speaks against them.
-#[derive(Default)]
-struct Found {
-    outcome: Outcome,
-    /// Broken flows by script and scheme.
-    broken: BTreeMap<(String, SchemeName), u64>,
-}
-
-impl Found {
-    fn note(&mut self, script: &Script, scheme: SchemeName, ran: &Ran) {
-        let broken = ran.tally.broken();
-        self.broken.insert((script.name.clone(), scheme), broken);
-        let case = |what| format!("churn/{}/{}/{what}", script.name, scheme.as_str());
-        let row =
-            |what, unit, value: u64| Row::new(&case(what), unit, &Samples::from([value as f64]));
-        let rows = &mut self.outcome.rows;
-        rows.push(row("broken", "flows", broken));
-        rows.push(row("relayed", "packets", ran.counts.relayed));
-        rows.push(row("held-back", "packets", ran.counts.held_back));
-        rows.push(Row::new(&case("entries"), "entries", &ran.entries));
-        let Leaks { agents, history } = ran.left;
-        let is_empty = agents == Left::default() && history == 0;
-        if scheme == SchemeName::Bowline && !is_empty {
-            let error = format!(
-                "{}: {} pins, {} known flows and {history} places of history are left after all flows have ended",
-                case("entries"),
-                agents.pins,
-                agents.flows,
-            );
-            self.outcome.errors.push(error);
-        }
-        if ran.tally.count(Fate::Closed) == 0 {
-            let error = format!("{}: no flow came to a good end", case("broken"));
-            self.outcome.errors.push(error);
-        }
-    }
-
-    fn fail(&mut self, script: &Script, replay: &str) {
-        self.outcome.errors.push(format!(
-            "churn/{}/bowline/broken: flows are broken; see them again with `bench {replay}`",
-            script.name
-        ));
-    }
-
-    /// Controls that break nothing mean that the harness sees nothing.
-    fn look_for_blindness(&mut self, scripts: &[Script]) {
-        let controls = [SchemeName::Stateless, SchemeName::PerNode];
-        let must = scripts.iter().filter(|s| s.must_break_controls());
-        for script in must.clone() {
-            for scheme in controls {
-                if self.broken.get(&(script.name.clone(), scheme)) == Some(&0) {
-                    self.outcome.errors.push(format!(
-                        "churn/{}/{}/broken: the control breaks no flow, so the harness is blind",
-                        script.name,
-                        scheme.as_str()
-                    ));
-                }
-            }
-        }
-        if must.count() == 0 {
-            return;
-        }
-        for scheme in controls.into_iter().chain([SchemeName::NoRelay]) {
-            let all = self.broken.iter().filter(|((_, of), _)| *of == scheme);
-            if all.map(|(_, count)| count).sum::<u64>() == 0 {
-                self.outcome.errors.push(format!(
-                    "churn/*/{}/broken: the control breaks no flow in any script, so the harness is blind",
-                    scheme.as_str()
-                ));
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use nix::unistd::Uid;
 
+    use super::super::world::Leaks;
     use super::*;
 
     const SCALE: Scale = Scale {
@@ -372,7 +308,7 @@ mod tests {
         }
         let scripts = Script::all(&SCALE);
         let mut rig = Rig::make(SCALE.nodes, SCALE.flows).unwrap();
-        runs_repeat(&mut rig, case_of(&scripts, "rollout+rehash"));
+        runs_repeat(&mut rig, case_of(&scripts, "rollouts"));
         // Pins are there while nodes disagree about who is alive, and gone when their flows are.
         let case = case_of(&scripts, "crash+rehash");
         let ran = rig.run(SchemeName::Bowline, case).unwrap();
@@ -401,34 +337,13 @@ mod tests {
                     assert_eq!(first.tally.told, []);
                     assert_eq!(first.left, Leaks::default());
                 }
-                SchemeName::Stateless | SchemeName::PerNode | SchemeName::NoRelay => {
+                SchemeName::Stateless
+                | SchemeName::PerNode
+                | SchemeName::NoRelay
+                | SchemeName::NoPins => {
                     assert!(broken > 0, "{}", scheme.as_str());
                 }
             }
         }
-    }
-
-    #[test]
-    fn a_control_that_breaks_nothing_is_blindness() {
-        let scripts: Vec<Script> = Script::all(&SCALE)
-            .into_iter()
-            .filter(|script| script.name == "weights+kill")
-            .collect();
-        let broken = |scheme, count| (("weights+kill".to_owned(), scheme), count);
-        let errors = |stateless, per_node, no_relay| {
-            let mut found = Found {
-                broken: BTreeMap::from([
-                    broken(SchemeName::Stateless, stateless),
-                    broken(SchemeName::PerNode, per_node),
-                    broken(SchemeName::NoRelay, no_relay),
-                ]),
-                ..Found::default()
-            };
-            found.look_for_blindness(&scripts);
-            found.outcome.errors.len()
-        };
-        assert_eq!(errors(1, 1, 1), 0);
-        assert_eq!(errors(1, 0, 1), 2);
-        assert_eq!(errors(1, 1, 0), 1);
     }
 }

@@ -86,6 +86,15 @@ pub(super) fn agent_lists(scale: Scale) -> anyhow::Result<Vec<Event>> {
     lists(Who::Agent, agent_objects(scale))
 }
 
+/// The list of tables before there is one.
+pub(super) fn no_tables() -> Event {
+    Event::Reset {
+        kind: Kind::ServiceTable,
+        objects: BTreeMap::new(),
+        refused: BTreeMap::new(),
+    }
+}
+
 /// First lists, one for each kind.
 pub(super) fn lists(
     who: Who,

@@ -15,13 +15,17 @@ mod node;
 mod objects;
 mod server;
 
+use std::path::Path;
 use std::time::Duration;
 
+use lb_controller::agent::core::Core as Agent;
+
 use self::cores::{Cluster, Took};
-use self::objects::{First, Scale};
+use self::node::{Handoff, Node};
+use self::objects::{First, OWN_NODE, Scale};
 use crate::pin_dir::PinDir;
 use crate::report::{Aim, Row};
-use crate::rounds::Samples;
+use crate::rounds::{Samples, percentile};
 use crate::{Length, Outcome};
 
 /// What was promised, on the machine that `README.md` describes.
@@ -116,18 +120,24 @@ pub(crate) fn agent() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
+/// An agent in the smallest cluster, with maps of its own at `dir`, that is told pins.
+pub(crate) fn balancer(dir: &Path) -> anyhow::Result<Agent> {
+    let scale = Scale {
+        services: 1,
+        endpoints: ENDPOINTS,
+    };
+    let mut node = Node::open_at(dir, Handoff::On)?;
+    node.start(lists::agent_lists(scale)?, lists::no_tables())?;
+    Ok(node.agent)
 }
 
-/// So many percent of the samples are at most this.
-fn percentile(mut samples: Vec<f64>, percent: usize) -> f64 {
-    samples.sort_by(f64::total_cmp);
-    let at = (samples.len() * percent).div_ceil(100);
-    samples
-        .get(at.saturating_sub(1))
-        .copied()
-        .unwrap_or_default()
+/// A node of that cluster that has another agent.
+pub(crate) fn other_node() -> String {
+    objects::node_name(OWN_NODE + 1)
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }
 
 /// What our own code takes at one size.

@@ -28,6 +28,13 @@ const LIMIT: Duration = Duration::from_mins(5);
 const IFINDEX: u32 = 1;
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
+/// Whether connections are handed off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Handoff {
+    Off,
+    On,
+}
+
 /// An agent on maps of its own.
 pub(super) struct Node {
     pub(super) agent: Agent,
@@ -37,10 +44,10 @@ pub(super) struct Node {
 impl Node {
     /// Opens the maps; those that another one has left are read back.
     pub(super) fn open(dir: &PinDir) -> anyhow::Result<Self> {
-        Self::open_at(dir.path())
+        Self::open_at(dir.path(), Handoff::Off)
     }
 
-    pub(super) fn open_at(dir: &Path) -> anyhow::Result<Self> {
+    pub(super) fn open_at(dir: &Path, handoff: Handoff) -> anyhow::Result<Self> {
         let sizes = Sizes {
             flows: 1024,
             ..Sizes::default()
@@ -48,7 +55,7 @@ impl Node {
         let (maps, _programs) = bpf::open(&dir.join("control"), &sizes)?;
         let fresh = Fresh::default();
         let settings = Settings {
-            hands_off: false,
+            hands_off: handoff == Handoff::On,
             node: objects::node_name(OWN_NODE),
             role: Role::Both,
             addresses: Vec::new(),

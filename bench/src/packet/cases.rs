@@ -8,7 +8,7 @@ use super::frames::{
 };
 use super::kernel::Hook;
 use super::script::{CHUNK, Field, HEAD_MAX, Script};
-use super::tables::{PORT_BITS, Services};
+use super::tables::{PINNED_FLOWS, PORT_BITS, Services};
 
 /// What the driver calls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,7 +53,7 @@ pub(super) struct Case {
     pub(super) packet: Vec<u8>,
     pub(super) script: Script,
     pub(super) expected: Expected,
-    /// The bare program that the ratio is to.
+    /// The case, or the bare program, that the ratio is to: one that comes before.
     pub(super) beside: &'static str,
 }
 
@@ -222,15 +222,6 @@ pub(super) fn at_the_balancer(services: Services) -> Vec<Case> {
         false,
     );
     add(
-        "packet/tcp4-older/flows=1Mi".into(),
-        many,
-        Kind::Tcp4,
-        services.hot_older(),
-        MIDDLE,
-        max,
-        false,
-    );
-    add(
         "packet/tcp4-spread/flows=1Mi".into(),
         many,
         Kind::Tcp4,
@@ -243,6 +234,7 @@ pub(super) fn at_the_balancer(services: Services) -> Vec<Case> {
         let name = format!("packet/tcp4-tracked/flows={label}");
         add(name, Target::Tracked, Kind::Tcp4, hot, MIDDLE, flows, false);
     }
+    cases.extend(with_history(services));
     for (name, kind) in [("packet/pass4", Kind::Tcp4), ("packet/pass6", Kind::Tcp6)] {
         // No Service has this number.
         let packet = request(
@@ -267,6 +259,70 @@ pub(super) fn at_the_balancer(services: Services) -> Vec<Case> {
         });
     }
     cases
+}
+
+/// Packets in the middle of flows to Services that have changed: their slots remember older occupants, or they have pins.
+/// Then they are of flows that are pinned, spread over all pins, or of others.
+fn with_history(services: Services) -> Vec<Case> {
+    let case = |name: &str, kind, clients, n, flows, along_pin: bool, beside| {
+        let packet = request(kind, clients, n, MIDDLE, short(kind));
+        let mut counted = vec![Counted::Forwarded];
+        if along_pin {
+            counted.push(Counted::As(Stat::AlongPin));
+        }
+        Case {
+            name: name.to_owned(),
+            hook: Hook::Xdp,
+            target: Target::BalancerMany,
+            script: script(&packet, flows, &Places::of_request(kind, 14)),
+            packet,
+            expected: Expected {
+                verdict: XDP_TX,
+                counted,
+                grows: outer(kind),
+            },
+            beside,
+        }
+    };
+    let older = case(
+        "packet/tcp4-older/flows=1Mi",
+        Kind::Tcp4,
+        Clients::Known,
+        services.hot_older(),
+        1 << 20,
+        false,
+        "packet/tcp4/flows=1Mi",
+    );
+    let pins = |name, kind, clients, along_pin, beside| {
+        let n = services.hot_pins();
+        case(name, kind, clients, n, PINNED_FLOWS, along_pin, beside)
+    };
+    let (pinned, others) = (Clients::Known, Clients::Strangers);
+    let clean = "packet/tcp4/flows=64Ki";
+    vec![
+        older,
+        pins(
+            "packet/tcp4-pinned/flows=64Ki",
+            Kind::Tcp4,
+            pinned,
+            true,
+            clean,
+        ),
+        pins(
+            "packet/tcp4-unpinned/flows=64Ki",
+            Kind::Tcp4,
+            others,
+            false,
+            clean,
+        ),
+        pins(
+            "packet/tcp6-pinned/flows=64Ki",
+            Kind::Tcp6,
+            pinned,
+            true,
+            "packet/tcp6/flows=64Ki",
+        ),
+    ]
 }
 
 /// Programs of single steps, and whether they make room for headers.
@@ -313,6 +369,8 @@ pub(super) struct Encapsulated {
     pub(super) known: Vec<u8>,
     pub(super) stranger: Vec<u8>,
     pub(super) first: Vec<u8>,
+    /// A stranger's to the Service that has pins.
+    pub(super) pinned: Vec<u8>,
     /// Backend id of the pod.
     pub(super) pod: u32,
 }
@@ -367,6 +425,13 @@ pub(super) fn at_the_owner(made: &Encapsulated) -> Vec<Case> {
         format!("packet/relay{family}"),
         &made.stranger,
         1 << 16,
+        relay,
+    );
+    // No candidate but the one that has pinned the flow.
+    add(
+        format!("packet/relay{family}-pinned"),
+        &made.pinned,
+        PINNED_FLOWS,
         relay,
     );
     for (label, flows) in FLOWS {

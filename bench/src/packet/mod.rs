@@ -47,6 +47,10 @@ pub(crate) const AIMS: &[Aim] = &[
         limit: 45.0,
     },
     Aim {
+        case: "packet/tcp4-pinned/flows=64Ki",
+        limit: 100.0,
+    },
+    Aim {
         case: "packet/own4/flows=1",
         limit: 100.0,
     },
@@ -101,8 +105,14 @@ pub(crate) fn run(length: Length, only: &str) -> anyhow::Result<Outcome> {
             .errors
             .push(format!("packet/own*, relay*, return*: {error:#}")),
     }
+    let compared: Vec<&str> = all
+        .iter()
+        .filter(|case| case.name.contains(only))
+        .map(|case| case.beside)
+        .collect();
+    all.retain(|case| case.name.contains(only) || compared.contains(&case.name.as_str()));
     let mut sound = Vec::new();
-    for case in all.into_iter().filter(|case| case.name.contains(only)) {
+    for case in all {
         match bench.prove(&case) {
             Ok(()) => sound.push(case),
             Err(error) => outcome.errors.push(format!("{}: {error:#}", case.name)),
@@ -160,7 +170,6 @@ impl Timed {
             .collect();
         let harness = self.harness.iter();
         rows.extend(harness.map(|(harness, samples)| Row::new(&harness.name(), "ns", samples)));
-        let floors = rows.clone();
         for case in cases {
             let (Some(raw), Some(harness)) = (
                 self.cases.get(&case.name),
@@ -169,12 +178,10 @@ impl Timed {
                 continue;
             };
             let row = Row::new(&case.name, "ns", &raw.less(harness.spread().0));
-            rows.push(
-                match floors.iter().find(|floor| floor.case == case.beside) {
-                    Some(floor) => row.beside(floor),
-                    None => row,
-                },
-            );
+            rows.push(match rows.iter().find(|row| row.case == case.beside) {
+                Some(other) => row.beside(other),
+                None => row,
+            });
         }
         rows
     }
@@ -209,16 +216,18 @@ impl Bench {
 
     /// Lets the balancer make the packets that the owner gets. All clients are sent to the pod of the first.
     fn encapsulated(&mut self, kind: Kind) -> anyhow::Result<Encapsulated> {
-        let known = self.encapsulate(kind, Clients::Known, MIDDLE)?;
-        let mut stranger = self.encapsulate(kind, Clients::Strangers, MIDDLE)?;
-        let mut first = self.encapsulate(kind, Clients::Strangers, FIRST)?;
+        let (hot, pins) = (MANY.hot(), MANY.hot_pins());
+        let known = self.encapsulate(kind, Clients::Known, hot, MIDDLE)?;
+        let mut stranger = self.encapsulate(kind, Clients::Strangers, hot, MIDDLE)?;
+        let mut first = self.encapsulate(kind, Clients::Strangers, hot, FIRST)?;
+        let mut pinned = self.encapsulate(kind, Clients::Strangers, pins, MIDDLE)?;
         // What names the pod: its address, identity and the secret after it are at the end of the headers.
         let (from, len) = if kind.is_v6() {
             (POD_ADDRESS_V6, 16 + 4)
         } else {
             (POD_ADDRESS_V4, 4 + 4)
         };
-        for other in [&mut stranger, &mut first] {
+        for other in [&mut stranger, &mut first, &mut pinned] {
             other[from..from + len].copy_from_slice(&known[from..from + len]);
         }
         let identity = &known[from + len - 4..from + len];
@@ -228,12 +237,19 @@ impl Bench {
             known,
             stranger,
             first,
+            pinned,
             pod,
         })
     }
 
-    fn encapsulate(&mut self, kind: Kind, clients: Clients, flags: u8) -> anyhow::Result<Vec<u8>> {
-        let packet = cases::request(kind, clients, MANY.hot(), flags, cases::whole(kind));
+    fn encapsulate(
+        &mut self,
+        kind: Kind,
+        clients: Clients,
+        service: u32,
+        flags: u8,
+    ) -> anyhow::Result<Vec<u8>> {
+        let packet = cases::request(kind, clients, service, flags, cases::whole(kind));
         // Nothing is rewritten: the packet is given whole.
         let script = Script {
             counter: 0,

@@ -44,7 +44,10 @@ const HASH_KEY: [u64; abi::HASH_KEY_WORDS] = [
     0x2545_f491_4f6c_dd1d,
 ];
 
-/// Numbers of the Services: `n - 2` small ones, then these two.
+/// Flows that a balancer, and an owner node, has pinned, per family: as many as there may be.
+pub(super) const PINNED_FLOWS: u32 = abi::capacity::PINS;
+
+/// Numbers of the Services: `n - 3` small ones, then these three.
 #[derive(Clone, Copy)]
 pub(super) struct Services {
     /// How many there are.
@@ -59,6 +62,18 @@ impl Services {
     /// The same, and every slot has three older occupants.
     pub(super) fn hot_older(self) -> u32 {
         self.count.saturating_sub(2)
+    }
+    /// The same, and some of its flows are pinned.
+    pub(super) fn hot_pins(self) -> u32 {
+        self.count.saturating_sub(3)
+    }
+    /// What stands in its entry.
+    fn flags(self, n: u32) -> u32 {
+        if n == self.hot_pins() && n != self.hot() {
+            abi::service_flag::PINS
+        } else {
+            0
+        }
     }
 }
 
@@ -97,6 +112,10 @@ impl<'a> Tables<'a> {
         for (kind, first) in [(Kind::Tcp4, 1), (Kind::Tcp6, FIRST_V6)] {
             self.write_backends(kind, first, services)?;
             self.write_slots(kind, first, services)?;
+            let backends = backends_of(first, services, services.hot_pins());
+            self.write_pins(kind, Clients::Known, services, |flow| {
+                backends + flow % HOT_BACKENDS
+            })?;
         }
         self.write_services(services, small, hot)
     }
@@ -166,7 +185,7 @@ impl<'a> Tables<'a> {
                     0
                 };
                 let value = abi::Slot {
-                    first: first + OTHER_BACKENDS * n.min(services.hot_older()) + i,
+                    first: backends_of(first, services, n) + i,
                     set,
                 };
                 map.set(first + slots.first + i, value, 0)?;
@@ -185,6 +204,7 @@ impl<'a> Tables<'a> {
             let slots = slots_of(services, n);
             abi::ServiceEntry {
                 id: n,
+                flags: services.flags(n),
                 slots: first + slots.first,
                 slot_count: slots.count,
                 current: if slots.count == HOT_BACKENDS {
@@ -227,8 +247,37 @@ impl<'a> Tables<'a> {
         Ok(self.array::<Words>(words)?.set(0, all, 0)?)
     }
 
+    /// Pins of clients' flows to the Service that has pins: flow number `n` to the backend that `owner` says.
+    fn write_pins(
+        &mut self,
+        kind: Kind,
+        clients: Clients,
+        services: Services,
+        owner: impl Fn(u32) -> u32,
+    ) -> anyhow::Result<()> {
+        let vip = services.hot_pins();
+        let pin = |flow| abi::Pin {
+            backends: [owner(flow), 0],
+        };
+        if kind.is_v6() {
+            let mut map = self.hash(map::PINS6)?;
+            for flow in 0..PINNED_FLOWS {
+                let ends = [clients.v6(flow >> PORT_BITS), vip6(vip)].map(addr6);
+                map.insert(tuple(flow, ends, SERVICE_PORT), pin(flow), 0)?;
+            }
+        } else {
+            let mut map = self.hash(map::PINS4)?;
+            for flow in 0..PINNED_FLOWS {
+                let ends = [clients.v4(flow >> PORT_BITS), vip4(vip)].map(be32);
+                map.insert(tuple(flow, ends, SERVICE_PORT), pin(flow), 0)?;
+            }
+        }
+        Ok(())
+    }
+
     /// An owner node: one pod of the hot Service of either family, with a million flows of clients that it knows. Its
-    /// own tables have the pod in every slot, and an older occupant on another node, where strangers are relayed to.
+    /// own tables have the pod in every slot, and an older occupant on another node, where strangers are relayed to. The
+    /// pod serves the Service that has pins too; nothing but these leads to that one's other pods.
     pub(super) fn fill_owner(&mut self, services: Services, pods: [u32; 2]) -> anyhow::Result<()> {
         let [pod_v4, pod_v6] = pods;
         self.write_config(OWNER)?;
@@ -239,10 +288,13 @@ impl<'a> Tables<'a> {
         }
         let table = self.write_rows(1, HOT_BACKENDS, 0)?;
         for (kind, pod, set) in [(Kind::Tcp4, pod_v4, 1), (Kind::Tcp6, pod_v6, 2)] {
-            let relay_to = pod + 1000;
+            let (relay_to, pinned_to) = (pod + 1000, pod + 2000);
             let mut backends = self.array(map::BACKENDS)?;
             backends.set(pod, backend(pod, kind, OWNER, OWNER), 0)?;
-            backends.set(relay_to, backend(relay_to, kind, OWNER, OTHER), 0)?;
+            for other in [relay_to, pinned_to] {
+                backends.set(other, backend(other, kind, OWNER, OTHER), 0)?;
+            }
+            self.write_pins(kind, Clients::Strangers, services, |_| pinned_to)?;
             let older = abi::Set {
                 older: [relay_to, 0, 0],
                 ..abi::Set::default()
@@ -251,20 +303,24 @@ impl<'a> Tables<'a> {
             let mut slots = self.array(map::SLOTS)?;
             for i in 0..HOT_BACKENDS {
                 slots.set(set * 1000 + i, abi::Slot { first: pod, set }, 0)?;
+                let alone = abi::Slot { first: pod, set: 0 };
+                slots.set(set * 1000 + HOT_BACKENDS + i, alone, 0)?;
             }
         }
-        let entry = |set: u32| abi::ServiceEntry {
-            id: 1,
-            slots: set * 1000,
+        let (hot, pins) = (services.hot(), services.hot_pins());
+        let entry = |n: u32, slots: u32| abi::ServiceEntry {
+            id: n,
+            flags: services.flags(n),
+            slots,
             slot_count: HOT_BACKENDS,
             current: table,
             ..abi::ServiceEntry::default()
         };
-        let hot = services.hot();
-        let four = (key4(hot, protocol::TCP), entry(1));
-        self.write_records(map::SERVICES4, map::DIRECTORY4, [four].into_iter())?;
-        let six = (key6(hot, protocol::TCP), entry(2));
-        self.write_records(map::SERVICES6, map::DIRECTORY6, [six].into_iter())?;
+        let both = [(hot, 0), (pins, HOT_BACKENDS)];
+        let four = both.map(|(n, at)| (key4(n, protocol::TCP), entry(n, 1000 + at)));
+        self.write_records(map::SERVICES4, map::DIRECTORY4, four.into_iter())?;
+        let six = both.map(|(n, at)| (key6(n, protocol::TCP), entry(n, 2000 + at)));
+        self.write_records(map::SERVICES6, map::DIRECTORY6, six.into_iter())?;
         let port = Be16::new(POD_PORT);
         let key = abi::LocalKey {
             addr: be32(pod4(pod_v4)),
@@ -322,21 +378,31 @@ impl<'a> Tables<'a> {
         };
         let mut map = self.hash(name)?;
         for flow in 0..OWNED_FLOWS {
-            let port = CLIENT_PORT | (flow & ((1 << PORT_BITS) - 1)) as u16;
-            let key = abi::Tuple {
-                src: client(flow >> PORT_BITS),
-                dst: pod,
-                ports: Ports {
-                    src: Be16::new(port),
-                    dst: Be16::new(POD_PORT),
-                },
-                proto: protocol::TCP,
-                pad: [0; 3],
-            };
-            map.insert(key, value, 0)?;
+            let ends = [client(flow >> PORT_BITS), pod];
+            map.insert(tuple(flow, ends, POD_PORT), value, 0)?;
         }
         Ok(())
     }
+}
+
+/// The key of flow number `flow`, from a client to `to`.
+fn tuple<A>(flow: u32, [client, to]: [A; 2], port: u16) -> abi::Tuple<A> {
+    let client_port = CLIENT_PORT | (flow & ((1 << PORT_BITS) - 1)) as u16;
+    abi::Tuple {
+        src: client,
+        dst: to,
+        ports: Ports {
+            src: Be16::new(client_port),
+            dst: Be16::new(port),
+        },
+        proto: protocol::TCP,
+        pad: [0; 3],
+    }
+}
+
+/// The first backend of a Service; the three last ones have the same.
+fn backends_of(first: u32, services: Services, n: u32) -> u32 {
+    first + OTHER_BACKENDS * n.min(services.hot_pins())
 }
 
 struct SlotRange {
@@ -345,7 +411,7 @@ struct SlotRange {
 }
 
 fn slots_of(services: Services, n: u32) -> SlotRange {
-    let small = services.hot_older();
+    let small = services.hot_pins();
     match n {
         n if n < small => SlotRange {
             first: n * OTHER_BACKENDS,

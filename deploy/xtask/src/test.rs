@@ -236,7 +236,7 @@ const LABS: &[&[&str]] = &[
 /// The short form of every suite.
 fn benchmarks() -> anyhow::Result<Tally> {
     let mut total = Tally::default();
-    for suite in ["packet", "table", "control", "churn"] {
+    for suite in ["packet", "table", "control", "churn", "handoff"] {
         total.add(whole(
             Command::new(lab::built("bench")?).args([suite, "--quick"]),
             BENCH_LIMIT,

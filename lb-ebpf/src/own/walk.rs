@@ -57,7 +57,8 @@ pub(crate) fn next<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) ->
     let asked = &mut arrival.asked;
     let relay_off = tables.config().flags & config_flag::RELAY_OFF != 0;
     let mut i = 0;
-    // Twice: those on suspected nodes are asked last.
+    // Twice: those on suspected nodes are asked last, and about a closing flow not at all. Its owner would never get its last
+    // packets if they went to a node that is down, and each connection that ends would leave the pod waiting.
     while i < 2 * PLACES && !asked.is_full() && !relay_off {
         let is_last_round = i >= PLACES;
         let place = if is_last_round { i - PLACES } else { i };
@@ -69,6 +70,7 @@ pub(crate) fn next<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) ->
         let is_suspected = backend.flags & backend_flag::SUSPECTED != 0;
         if id == 0
             || is_suspected != is_last_round
+            || is_suspected && work.closing_at != 0
             || backend.flags & backend_flag::NO_NEXT_HOP != 0
             || asked.contains(backend.identity)
         {

@@ -35,11 +35,15 @@ const MTU: u16 = 1500;
 /// Largest MSS behind outer headers.
 const MSS: u16 = MTU - abi::OVERHEAD_V4 - 40;
 
-/// Whether packets of unknown flows are passed on.
+/// What our programs and agents go without, so that its absence can be seen to break flows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Relay {
-    On,
-    Off,
+pub(crate) enum Without {
+    Nothing,
+    /// Packets of unknown flows are not passed on.
+    Relays,
+    /// Pins are written, told and acknowledged as always, and history leaves by them; but they never reach the maps, where
+    /// packets would find them.
+    Pins,
 }
 
 /// How often a version is looked at again that waits for pins, and how long it waits at most: as real agents do.
@@ -50,7 +54,7 @@ const GATE_WAIT: Duration = freshness::STREAMS_WAIT;
 pub(crate) struct Agent {
     pub(super) node: NodeId,
     pub(super) name: Arc<str>,
-    relay: Relay,
+    pub(super) without: Without,
     pub(super) installed: Installed,
     /// What the API server said last; none before it was heard.
     pub(super) heard: Option<Heard>,
@@ -98,13 +102,17 @@ pub(crate) struct Settled {
 
 impl Agent {
     /// An agent that starts: it reads what the maps hold.
-    pub(crate) fn start(node: NodeId, relay: Relay, kernel: &mut Kernel) -> anyhow::Result<Self> {
+    pub(crate) fn start(
+        node: NodeId,
+        without: Without,
+        kernel: &mut Kernel,
+    ) -> anyhow::Result<Self> {
         let contents = kernel.dataplane.read()?;
         let view = view(node, &BTreeSet::new(), &BTreeSet::new());
         Ok(Self {
             node,
             name: api::name(node).into(),
-            relay,
+            without,
             installed: Installed::from_contents(&contents, kernel.dataplane.capacity(), view),
             heard: None,
             tables: BTreeMap::new(),
@@ -147,7 +155,7 @@ impl Agent {
     ) -> anyhow::Result<()> {
         self.installed
             .set_view(view(self.node, &heard.nodes, &self.suspected));
-        let config = self.installed.plan_config(config(self.node, self.relay));
+        let config = self.installed.plan_config(config(self.node, self.without));
         self.carry_out(kernel, config.as_slice())?;
         let peers = self.installed.plan_peers(true);
         self.carry_out(kernel, &peers)?;
@@ -367,7 +375,7 @@ pub(super) fn hash_key() -> lb_ebpf::hash::Key {
     secret::hash_key(&HASH_SECRET)
 }
 
-fn config(node: NodeId, relay: Relay) -> abi::Config {
+fn config(node: NodeId, without: Without) -> abi::Config {
     abi::Config {
         hash_key: hash_key(),
         secrets: [secret::encap_secret(ENCAP_SECRET); 2],
@@ -375,9 +383,9 @@ fn config(node: NodeId, relay: Relay) -> abi::Config {
         node4: Be32::from_bytes(node.address().octets()),
         geneve_port: Be16::new(abi::GENEVE_PORT),
         mss4: MSS,
-        flags: match relay {
-            Relay::On => 0,
-            Relay::Off => config_flag::RELAY_OFF,
+        flags: match without {
+            Without::Nothing | Without::Pins => 0,
+            Without::Relays => config_flag::RELAY_OFF,
         },
         ..abi::Config::default()
     }

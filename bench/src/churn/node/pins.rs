@@ -17,7 +17,7 @@ use lb_controller::model::secret::identity;
 use lb_ebpf::abi::Event;
 use lb_ebpf::wire::Addr6;
 
-use super::agent::{Agent, hash_key};
+use super::agent::{Agent, Without, hash_key};
 use super::kernel::Kernel;
 use crate::churn::api;
 use crate::churn::queue::{MS, Nanos};
@@ -32,6 +32,8 @@ pub(super) struct Pins {
     /// This node's own; none before it is known what was pinned when the agent started.
     writer: Option<Writer>,
     receiver: Receiver,
+    /// Flows that this agent has pinned so far.
+    written: u64,
     /// Tables that forget, by the number of the attempt.
     proposals: BTreeMap<u64, Proposal>,
 }
@@ -138,7 +140,8 @@ impl Agent {
         let key = FlowKey::new(protocol, client, vip)?;
         let pod = self.own_pod(pod, of);
         if let (Some(writer), Some(pod)) = (&mut self.pins.writer, pod) {
-            writer.pin(key, pod)?;
+            let before = writer.position();
+            self.pins.written += u64::from(writer.pin(key, pod)? != before);
         }
         Ok(())
     }
@@ -239,6 +242,9 @@ impl Agent {
     }
 
     fn carry_out_pins(&mut self, kernel: &mut Kernel, pins: &[PinOp]) -> anyhow::Result<()> {
+        if self.without == Without::Pins {
+            return Ok(());
+        }
         for pin in pins {
             let ops = self.installed.plan_pin(pin)?;
             self.carry_out(kernel, &ops)?;
@@ -267,6 +273,11 @@ impl Agent {
     /// How far this node's own pins are; none before they are known.
     pub(crate) fn written(&self) -> Option<Position> {
         self.pins.writer.as_ref().map(Writer::position)
+    }
+
+    /// How many flows this agent has pinned so far.
+    pub(crate) fn has_pinned(&self) -> u64 {
+        self.pins.written
     }
 
     /// How many flows of its pods this node wants pinned.

@@ -1,5 +1,5 @@
-//! Ways to balance that are put through the same scripts: ours, ours without relays, and those of others as controls that
-//! must break.
+//! Ways to balance that are put through the same scripts: ours, and as controls that must break those of others, and ours
+//! without relays or without pins.
 
 pub(super) mod bowline;
 pub(super) mod plain;
@@ -24,11 +24,18 @@ pub(crate) enum SchemeName {
     PerNode,
     /// Ours, but nobody is asked about packets of unknown flows.
     NoRelay,
+    /// Ours, but no pin reaches the maps.
+    NoPins,
 }
 
 impl SchemeName {
-    pub(crate) const ALL: [Self; 4] =
-        [Self::Bowline, Self::Stateless, Self::PerNode, Self::NoRelay];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Bowline,
+        Self::Stateless,
+        Self::PerNode,
+        Self::NoRelay,
+        Self::NoPins,
+    ];
 
     /// As it stands in the names of cases.
     pub(crate) fn as_str(self) -> &'static str {
@@ -37,6 +44,7 @@ impl SchemeName {
             Self::Stateless => "stateless",
             Self::PerNode => "per-node",
             Self::NoRelay => "no-relay",
+            Self::NoPins => "no-pins",
         }
     }
 }
@@ -52,6 +60,8 @@ pub(super) enum Outcome {
     Direct(Place, Segment),
     /// Back to the client.
     Client(Segment),
+    /// Dropped until nobody else can claim it.
+    HeldBack,
     /// Dropped.
     Nothing,
 }
@@ -163,6 +173,10 @@ pub(super) trait Scheme {
     ) -> anyhow::Result<Option<Segment>>;
     /// Entries about flows at all balancers.
     fn entries(&mut self) -> anyhow::Result<u64>;
+    /// Flows that were pinned so far, each once for each pod that owned it.
+    fn pinned(&self) -> u64 {
+        0
+    }
     /// Counters of all nodes.
     fn counts(&mut self) -> anyhow::Result<Counts>;
 }

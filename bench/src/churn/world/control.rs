@@ -7,9 +7,11 @@ use crate::churn::queue::{MS, Nanos, SECOND};
 use crate::churn::schemes::{Life, Said};
 use crate::churn::wire::NodeId;
 
-/// How long after a change somebody hears of it.
+/// How long after a change somebody hears of it: through an API server and a watch that is open. So two nodes' views differ
+/// for up to 45 ms after each change.
 const SKEW: (Nanos, Nanos) = (5 * MS, 50 * MS);
-/// How often somebody hears late, of a million, and how late at most.
+/// How often somebody hears late, of a million, and how late at most: a watch has ended and begins anew, or an agent was busy
+/// with another table. Far more often than in a cluster, since here it is what is looked for.
 const STALE: u64 = 20_000;
 const STALE_MAX: Nanos = 3 * SECOND;
 /// Between the manager and an agent. Always the same, so that what is said on a stream stays in order.

@@ -51,6 +51,10 @@ pub(super) struct Case<'a> {
 pub(super) struct Ran {
     pub(super) tally: Tally,
     pub(super) counts: Counts,
+    /// Packets that have entered from clients.
+    pub(super) packets: u64,
+    /// Flows that were pinned.
+    pub(super) pinned: u64,
     /// Entries about flows at all balancers, once a second.
     pub(super) entries: Samples,
     /// What was still there after all flows had ended.
@@ -113,6 +117,8 @@ struct Flow {
     way: Nanos,
     /// The event that wakes the client.
     timer: Nanos,
+    /// A packet of it was held back.
+    is_delayed: bool,
 }
 
 /// What is under way to a node's agent.
@@ -145,6 +151,7 @@ pub(super) struct World<'a> {
     views: Dice,
     chance: Dice,
     tally: Tally,
+    packets: u64,
     entries: Samples,
 }
 
@@ -169,6 +176,7 @@ impl<'a> World<'a> {
             views: Dice::new(seed, Purpose::Views),
             chance: Dice::new(seed, Purpose::Script),
             tally: Tally::default(),
+            packets: 0,
             entries: Samples::default(),
         };
         for node in (0..script.nodes).map(NodeId) {
@@ -206,9 +214,12 @@ impl<'a> World<'a> {
         );
         // What comes after has nothing to do with flows.
         let counts = self.scheme.counts()?;
+        let pinned = self.scheme.pinned();
         let left = self.wind_up(end)?;
         Ok(Ran {
             counts,
+            packets: self.packets,
+            pinned,
             tally: self.tally,
             entries: self.entries,
             left,

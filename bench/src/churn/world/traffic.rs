@@ -58,6 +58,7 @@ impl World<'_> {
                 dice,
                 way,
                 timer: Nanos::MAX,
+                is_delayed: false,
             },
         );
         self.act(flow, act);
@@ -142,6 +143,8 @@ impl World<'_> {
         };
         let owner = flow.client.owner();
         let owner_died = owner.is_some_and(|owner| !self.api.pod(owner).lives);
+        // One whose pod is gone waits for nobody.
+        self.tally.delayed += u64::from(flow.is_delayed && !owner_died);
         let at = self.queue.now();
         let mut dice = flow.dice;
         if how == End::Closed && at < self.case.script.arrivals && dice.chance(REOPENED) {
@@ -192,6 +195,7 @@ impl World<'_> {
         if !self.up.contains(&node) {
             return Ok(());
         }
+        self.packets += 1;
         let vip = self.vip(segment.service);
         let now = self.queue.now();
         let outcome = self.scheme.enter(node, segment, vip, now)?;
@@ -220,6 +224,12 @@ impl World<'_> {
     fn follow(&mut self, node: NodeId, flow: FlowId, outcome: Outcome) -> anyhow::Result<()> {
         match outcome {
             Outcome::Nothing => Ok(()),
+            Outcome::HeldBack => {
+                if let Some(flow) = self.flows.get_mut(&flow) {
+                    flow.is_delayed = true;
+                }
+                Ok(())
+            }
             Outcome::Node(to, packet) => {
                 if let Some(delay) = self.hop(flow) {
                     self.queue.after(delay, Event::Arrive(to, flow, packet));

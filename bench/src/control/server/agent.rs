@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::LIMIT;
-use crate::control::node::Node;
+use crate::control::node::{Handoff, Node};
 use crate::control::objects::{self, OWN_NODE, SYSTEM};
 
 /// An agent's core on a thread of its own, behind watches.
@@ -69,7 +69,7 @@ async fn follow(
     let (sender, mut events) = mpsc::channel(EVENTS_MAX);
     let wanted = kubernetes::agent(&objects::node_name(OWN_NODE), SYSTEM);
     let (watches, _tasks) = kubernetes::follow(&client, wanted, &sender, stop);
-    let mut node = Node::open_at(dir)?;
+    let mut node = Node::open_at(dir, Handoff::Off)?;
     let (mut batch, mut listed, mut object) = (Vec::new(), false, None);
     loop {
         let received = events.recv_many(&mut batch, 1024);

@@ -302,6 +302,21 @@ fn suspected(cases: &mut Vec<Case>, net: Net) {
         )
         .transmits(passed(&all(), net, R2, &[], 0, ACK)),
     );
+    let closing = || {
+        suspects(
+            Scene::current(L1, &[R2]).flow_with(L1, Proto::Tcp, 1, 1),
+            R2,
+        )
+    };
+    cases.push(
+        xdp(
+            format!("closing flow is not passed on to a suspected node, {net:?}"),
+            closing(),
+            arrives(net, &[], 0, ACK),
+        )
+        .becomes(delivered(net, L1, ACK))
+        .counts(&[Stat::Known]),
+    );
     let walk = || suspects(Scene::current(L1, &[R2, R3]), R2);
     for (before, next) in [(&[][..], R3), (&[R3][..], R2)] {
         let asked = [before, &[L1]].concat();

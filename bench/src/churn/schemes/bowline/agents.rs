@@ -114,10 +114,12 @@ impl Bowline<'_> {
     /// A node's agent starts.
     pub(super) fn start(&mut self, node: NodeId, now: Nanos) -> anyhow::Result<()> {
         let kernel = &mut self.kernels[node.index()];
-        let agent = Agent::start(node, self.relay, kernel)?;
+        let agent = Agent::start(node, self.without, kernel)?;
         self.starts += 1;
         let start = self.starts;
-        self.nodes.insert(node, Node::new(agent, start));
+        if let Some(before) = self.nodes.insert(node, Node::new(agent, start)) {
+            self.pinned_before += before.agent.has_pinned();
+        }
         self.later(now, (0, SWEEP_PERIOD), Todo::Sweep(node, start));
         let down: Vec<NodeId> = self.down.iter().copied().collect();
         for other in down {

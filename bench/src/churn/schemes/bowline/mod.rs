@@ -15,7 +15,7 @@ use self::streams::Link;
 use super::{Left, Life, Outcome, Said, Scheme};
 use crate::churn::api::Api;
 use crate::churn::dice::{Dice, Purpose};
-use crate::churn::node::agent::{Agent, Relay};
+use crate::churn::node::agent::{Agent, Without};
 use crate::churn::node::kernel::{Counts, Kernel, Verdict};
 use crate::churn::queue::{Nanos, Queue};
 use crate::churn::segment::{Segment, ServiceId};
@@ -70,9 +70,11 @@ impl Node {
 pub(crate) struct Bowline<'a> {
     kernels: &'a mut [Kernel],
     nodes: BTreeMap<NodeId, Node>,
-    relay: Relay,
+    without: Without,
     /// Counters of nodes that are gone.
     gone: Counts,
+    /// Flows pinned by agents that have ended.
+    pinned_before: u64,
     /// What agents do by themselves.
     queue: Queue<Todo>,
     delays: Dice,
@@ -90,12 +92,13 @@ pub(crate) struct Bowline<'a> {
 
 impl<'a> Bowline<'a> {
     /// A cluster without nodes, on kernels that are empty.
-    pub(crate) fn new(kernels: &'a mut [Kernel], relay: Relay, seed: u64) -> Self {
+    pub(crate) fn new(kernels: &'a mut [Kernel], without: Without, seed: u64) -> Self {
         Self {
             kernels,
             nodes: BTreeMap::new(),
-            relay,
+            without,
             gone: Counts::default(),
+            pinned_before: 0,
             queue: Queue::new(),
             delays: Dice::new(seed, Purpose::Agents),
             starts: 0,
@@ -122,26 +125,28 @@ impl<'a> Bowline<'a> {
     fn outcome(&mut self, node: NodeId, packet: &[u8], now: Nanos) -> anyhow::Result<Outcome> {
         let kernel = self.kernel(node, now)?;
         let (verdict, packet) = kernel.arrive(packet)?;
-        let outcome = Self::became(verdict, packet);
+        let outcome = match verdict {
+            Verdict::HeldBack => Ok(Outcome::HeldBack),
+            Verdict::Drop => Ok(Outcome::Nothing),
+            Verdict::Transmit => Self::transmitted(packet),
+            Verdict::Pass => Self::passed(packet),
+        };
         self.reported(node, now);
         outcome
     }
 
-    fn became(verdict: Verdict, packet: &[u8]) -> anyhow::Result<Outcome> {
-        if verdict == Verdict::Drop {
-            return Ok(Outcome::Nothing);
-        }
+    fn transmitted(packet: &[u8]) -> anyhow::Result<Outcome> {
         let to = wire::destination(packet).context("a packet without destination came out")?;
-        if verdict == Verdict::Transmit
-            && let Some(node) = NodeId::at(to)
-        {
+        if let Some(node) = NodeId::at(to) {
             return Ok(Outcome::Node(node, packet.into()));
         }
         let parsed = wire::parse(packet).context("what came out of the XDP program")?;
-        if verdict == Verdict::Transmit {
-            let flow = wire::flow(parsed.to).context("a packet to nobody came out")?;
-            return Ok(Outcome::Client(parsed.segment(flow, ServiceId(0))));
-        }
+        let flow = wire::flow(parsed.to).context("a packet to nobody came out")?;
+        Ok(Outcome::Client(parsed.segment(flow, ServiceId(0))))
+    }
+
+    fn passed(packet: &[u8]) -> anyhow::Result<Outcome> {
+        let parsed = wire::parse(packet).context("what came out of the XDP program")?;
         // What passes without being a client's is the encapsulation of a node that is no peer (yet).
         Ok(match wire::flow(parsed.from) {
             Some(flow) => Outcome::Pod(parsed.to, parsed.segment(flow, ServiceId(0))),
@@ -169,6 +174,7 @@ impl<'a> Bowline<'a> {
         if removed.is_told {
             self.said.push((node, Said::Down));
         }
+        self.pinned_before += removed.agent.has_pinned();
         let kernel = &mut self.kernels[node.index()];
         let counts = kernel.counts()?;
         self.gone.relayed += counts.relayed;
@@ -314,6 +320,12 @@ impl Scheme for Bowline<'_> {
     fn entries(&mut self) -> anyhow::Result<u64> {
         let nodes = self.nodes.keys();
         nodes.map(|node| self.kernels[node.index()].pins()).sum()
+    }
+
+    fn pinned(&self) -> u64 {
+        let agents = self.nodes.values();
+        let pinned: u64 = agents.map(|node| node.agent.has_pinned()).sum();
+        self.pinned_before + pinned
     }
 
     fn counts(&mut self) -> anyhow::Result<Counts> {
