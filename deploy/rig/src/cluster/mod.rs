@@ -177,6 +177,17 @@ impl Cluster {
         self.wait_for_api_server()
     }
 
+    /// Cuts a node off from the API server: kubelet, service proxy and whatever else runs on the node's own network hear
+    /// nothing of it, and it nothing of them, while everything between nodes goes on. Until [`Self::connect`].
+    pub fn cut_off(&self, index: u8) -> anyhow::Result<()> {
+        fabric::cut_off(&self.fabric(), index, plan::SERVER_PORT)
+    }
+
+    /// A node that was cut off reaches the API server again.
+    pub fn connect(&self, index: u8) -> anyhow::Result<()> {
+        fabric::connect(&self.fabric(), index)
+    }
+
     /// Cuts the power of a machine: all its processes die at once, and its cable carries nothing any more.
     pub fn cut_power(&self, machine: &Machine) -> anyhow::Result<()> {
         machine.cut_power()?;
