@@ -90,10 +90,10 @@ pub(in super::super) fn rollout_power_cut(
         let (new, held) = load.end(&living)?;
         let what = "rollout and power cut of the announcer at once";
         judge(what, &held, summary);
-        // What fails until the VIP has moved, and while pods of the node are still named, is the outage of `PowerCut`.
-        eprintln!(
-            "          {} of {} new connections failed in all, also before the VIP had moved",
-            new.failed, new.connections
+        // The outage that `PowerCut` measures.
+        tell_new(
+            &new,
+            "until the VIP has moved, and while pods that died are still named",
         );
         recovers(world, summary);
     }
@@ -161,7 +161,11 @@ pub(in super::super) fn rollout_cut_off(
         let (new, held) = load.end(&living)?;
         let what = "rollout and a node without the API server at once";
         judge(what, &held, summary);
-        judge_new(&new, summary);
+        // The node goes on with what it knows, and pods that are told to end end under the connections that it sends there.
+        tell_new(
+            &new,
+            "with pods that ended before the node could hear of it",
+        );
         recovers(world, summary);
     }
     Ok(())
@@ -233,6 +237,16 @@ fn judge(what: &str, held: &Held, summary: &mut Summary) {
             held.longest_wait_ms,
             because(&held.reasons)
         ),
+    );
+}
+
+/// Nothing is promised about these.
+fn tell_new(new: &Steady, when: &str) {
+    eprintln!(
+        "          {} of {} new connections failed {when}{}",
+        new.failed,
+        new.connections,
+        because(&new.reasons)
     );
 }
 
