@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::cluster::{Cluster, Place};
 use super::echo;
+use super::floor::Floor;
 use super::load::{self, Protocol, Tally, Way};
 use super::netns::Worker;
 use super::network::equally;
@@ -162,6 +163,8 @@ impl Run {
         self.story(scenario::demonstration()).await?;
         self.close_sessions(sessions).await?;
         self.probe().await?;
+        let floor = self.cluster.floor().await?;
+        self.note_floor(&floor);
         let about = About {
             connections_min: u64::from(amount.connections),
             spread: true,
@@ -182,6 +185,13 @@ impl Run {
         self.close_sessions(sessions).await?;
         if self.summary.relay {
             self.probe().await?;
+            let floor = if scenario == Scenario::Forgetting {
+                self.voice.say("waiting until everything is forgotten");
+                self.cluster.forgets().await
+            } else {
+                self.cluster.floor().await?
+            };
+            self.note_floor(&floor);
         }
         let relays = !scenario.is_about_agents();
         let about = About {
@@ -354,6 +364,12 @@ impl Run {
         }
         self.summary.add_tally(tally);
         Ok(())
+    }
+
+    fn note_floor(&mut self, floor: &Floor) {
+        self.voice.say(&floor.to_string());
+        self.summary.forgotten_ms = floor.took.as_millis() as u64;
+        self.summary.left = floor.leaks();
     }
 
     /// Sums the programs' counters up.

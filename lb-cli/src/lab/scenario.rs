@@ -27,6 +27,8 @@ pub(crate) enum Scenario {
     Readiness,
     /// The Service points to other ports of the same pods.
     TargetPort,
+    /// The table changes its size and every pod is replaced; then nothing happens, until all of it is forgotten: minutes.
+    Forgetting,
     /// Agents are killed, and started again.
     AgentKill,
     /// Agents are asked to end, and started again.
@@ -93,7 +95,7 @@ impl Scenario {
             Self::ScaleUp => (vec![2], 0),
             Self::ScaleDown => (vec![5], 0),
             // 5 pods get 509 rows, which are kept up to 10 pods; the eleventh needs 2039.
-            Self::Resize => (vec![5, 10], 0),
+            Self::Resize | Self::Forgetting => (vec![5, 10], 0),
             Self::Selector => (vec![5], 5),
         };
         Start { first, next }
@@ -116,6 +118,11 @@ impl Scenario {
                 step(at + 4_000, Change::Phase(vec![2], Phase::Ready)),
             ],
             Self::TargetPort => vec![step(at, Change::SwitchTargetPorts)],
+            Self::Forgetting => {
+                let mut steps = vec![step(at, Change::Add(1))];
+                steps.extend(rollout(at + 3_500, 0..11));
+                steps
+            }
             Self::AgentKill | Self::AgentRestart | Self::AgentUpgrade => Vec::new(),
         }
     }
@@ -131,7 +138,8 @@ impl Scenario {
             | Self::Resize
             | Self::Selector
             | Self::Readiness
-            | Self::TargetPort => false,
+            | Self::TargetPort
+            | Self::Forgetting => false,
         }
     }
 

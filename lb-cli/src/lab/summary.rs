@@ -86,6 +86,10 @@ pub(crate) struct Summary {
     pub(crate) drops: BTreeMap<String, u64>,
     /// Backends whose id changed over restarts of agents.
     pub(crate) ids_changed: u64,
+    /// From the end of the last flow until nothing was remembered that none needs.
+    pub(crate) forgotten_ms: u64,
+    /// What agents and manager still remember, though no flow needs it.
+    pub(crate) left: Vec<String>,
     /// Examples of what went wrong.
     pub(crate) sentences: Vec<String>,
     /// Promises that do not hold; empty: all is well.
@@ -256,6 +260,7 @@ impl Summary {
                 format!("{} datagrams were lost", self.udp_lost),
             );
         }
+        not_held.extend(self.left.iter().cloned());
         self.not_held = not_held;
     }
 }
@@ -297,6 +302,14 @@ mod tests {
         summary.judge(About::default());
         assert_eq!(summary.not_held, ["1 connections broke"]);
         assert_eq!(summary.sessions_on_pods_that_left, 1);
+    }
+
+    #[test]
+    fn what_is_left_is_a_broken_promise() {
+        let mut summary = clean();
+        summary.left = vec!["lb-1 has 3 pins".to_owned()];
+        summary.judge(About::default());
+        assert_eq!(summary.not_held, ["lb-1 has 3 pins"]);
     }
 
     #[test]
