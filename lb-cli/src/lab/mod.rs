@@ -1,7 +1,7 @@
 //! `lbctl lab`: a cluster of network namespaces on one machine, real servers and clients, and the promises held up to it.
 //!
 //! ```text
-//! mod (command line, start and end) → run (+ story, away, pairs) → cluster (+ agents, presence, floor) → network
+//! mod (command line, start and end) → run (+ story, away, flood, pairs) → cluster (+ agents, presence, floor) → network
 //!                                                                                 → {netns, links, offloads}
 //!                                         → {load, sessions, echo, segments}     inside the client's namespace
 //! pure: plan, objects, scenario, ways, spread, summary, report, wire
@@ -15,6 +15,7 @@ mod away;
 pub(crate) mod client;
 mod cluster;
 mod echo;
+mod flood;
 mod floor;
 mod interrupt;
 mod ledger;

@@ -118,6 +118,9 @@ fn change_rows(summary: &Summary) -> Vec<[String; 2]> {
         let value = format!("{} ms after the last of them ended", summary.forgotten_ms);
         rows.push(row("pins and queues empty", value));
     }
+    if let Some(flooded) = &summary.flood {
+        rows.push(row("first packets from nobody", flooded.shown()));
+    }
     if !summary.drops.is_empty() {
         let drops = summary.drops.iter();
         let drops: Vec<String> = drops.map(|(why, count)| format!("{why} {count}")).collect();

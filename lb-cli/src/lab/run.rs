@@ -1,6 +1,7 @@
 //! One run of the lab: sets the cluster up, puts load on it, changes it, and sums up what was seen.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -179,6 +180,8 @@ impl Run {
         let sessions = self.open_sessions().await?;
         if scenario.is_about_agents() {
             self.agents(scenario).await?;
+        } else if scenario == Scenario::Flood {
+            self.flood().await?;
         } else {
             self.story(scenario.timeline()).await?;
         }
@@ -416,6 +419,16 @@ impl Run {
         self.summary.seconds = self.started.elapsed().as_secs_f64();
         self.summary.judge(about);
         Ok((self.cluster, self.summary))
+    }
+
+    /// Endless ways to a port of these addresses.
+    pub(super) fn ways_to(
+        &self,
+        addresses: &[IpAddr],
+        protocol: Protocol,
+        port: u16,
+    ) -> impl Iterator<Item = Way> + use<> {
+        self.given.to(addresses, move |_| (protocol, port))
     }
 
     /// Endless ways to the Service.

@@ -29,6 +29,8 @@ pub(crate) enum Scenario {
     TargetPort,
     /// The table changes its size and every pod is replaced; then nothing happens, until all of it is forgotten: minutes.
     Forgetting,
+    /// Twice every pod is replaced, the second time beside a flood of first packets from addresses that nobody has.
+    Flood,
     /// Agents are killed, and started again.
     AgentKill,
     /// Agents are asked to end, and started again.
@@ -89,6 +91,7 @@ impl Scenario {
             | Self::Rollouts
             | Self::Readiness
             | Self::TargetPort
+            | Self::Flood
             | Self::AgentKill
             | Self::AgentRestart
             | Self::AgentUpgrade => (vec![6], 0),
@@ -101,7 +104,7 @@ impl Scenario {
         Start { first, next }
     }
 
-    /// What happens; empty for those that are about agents.
+    /// What happens; empty for those that are about agents, and for the flood, which has its own way.
     pub(crate) fn timeline(self) -> Vec<Step> {
         let at = CALM_MS;
         match self {
@@ -123,7 +126,7 @@ impl Scenario {
                 steps.extend(rollout(at + 3_500, 0..11));
                 steps
             }
-            Self::AgentKill | Self::AgentRestart | Self::AgentUpgrade => Vec::new(),
+            Self::Flood | Self::AgentKill | Self::AgentRestart | Self::AgentUpgrade => Vec::new(),
         }
     }
 
@@ -139,7 +142,8 @@ impl Scenario {
             | Self::Selector
             | Self::Readiness
             | Self::TargetPort
-            | Self::Forgetting => false,
+            | Self::Forgetting
+            | Self::Flood => false,
         }
     }
 
@@ -157,6 +161,11 @@ pub(crate) fn demonstration() -> Vec<Step> {
     steps.push(step(after(&steps), Change::Add(3)));
     steps.extend(leave(after(&steps), vec![12, 13, 14]));
     steps
+}
+
+/// A rollout of pods with these numbers, after the calm.
+pub(crate) fn replacing(old: std::ops::Range<usize>) -> Vec<Step> {
+    rollout(CALM_MS, old)
 }
 
 /// Each of the old pods gets a successor, is told to end, and leaves.

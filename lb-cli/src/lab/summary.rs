@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::flood::Flooded;
 use super::load::{Protocol, Stream, Tally};
 use super::segments::Segments;
 use super::sessions::{End, Report};
@@ -86,6 +87,8 @@ pub(crate) struct Summary {
     pub(crate) drops: BTreeMap<String, u64>,
     /// Backends whose id changed over restarts of agents.
     pub(crate) ids_changed: u64,
+    /// Of a run with a flood.
+    pub(crate) flood: Option<Flooded>,
     /// From the end of the last flow until nothing was remembered that none needs.
     pub(crate) forgotten_ms: u64,
     /// What agents and manager still remember, though no flow needs it.
@@ -259,6 +262,11 @@ impl Summary {
                 self.udp_lost == 0,
                 format!("{} datagrams were lost", self.udp_lost),
             );
+        }
+        if let Some(flooded) = &self.flood
+            && !flooded.is_held()
+        {
+            not_held.push("new connections suffer from the flood".to_owned());
         }
         not_held.extend(self.left.iter().cloned());
         self.not_held = not_held;
