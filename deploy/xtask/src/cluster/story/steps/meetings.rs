@@ -25,7 +25,9 @@ const DARK: Duration = Duration::from_secs(6);
 const CUT_OFF: Duration = Duration::from_secs(objects::GRACE_S as u64 + 2);
 /// Pods that come when there shall be more.
 const MORE_PODS: u32 = 4;
-/// The last pods are still ending when a rollout has ended.
+/// How long we look on once every agent has heard of everything.
+const AFTER: Duration = Duration::from_secs(3);
+/// Pods that are one too many have ended.
 const ENDING: Duration = Duration::from_secs(objects::GRACE_S as u64 + 2);
 
 /// What connections do meanwhile.
@@ -157,7 +159,7 @@ pub(in super::super) fn rollout_cut_off(
         met?;
         world.rolled_out("deployment/web")?;
         world.programmed("web")?;
-        sleep(ENDING);
+        sleep(AFTER);
         let (new, held) = load.end(&living)?;
         let what = "rollout and a node without the API server at once";
         judge(what, &held, summary);
