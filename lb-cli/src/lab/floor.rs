@@ -71,8 +71,7 @@ struct Memory {
     pins: Option<admin::Pins>,
     /// Flows of its pods that have not ended: TCP, and others.
     open: [u64; 2],
-    /// Backends that get no first packets: only slots that remember older occupants name them. A slot's substitute is the
-    /// occupant of another one.
+    /// Backends of [`is_history`].
     older: u64,
     /// Previous tables, over all ports.
     previous: u64,
@@ -128,7 +127,7 @@ impl Cluster {
             if depth == Depth::All {
                 let backends: admin::Backends = self.ask(&machine, "/v1/backends").await?;
                 let backends = backends.backends.iter();
-                older = backends.filter(|backend| backend.current_in == 0).count() as u64;
+                older = backends.filter(|backend| is_history(backend)).count() as u64;
                 let services: admin::Services = self.ask(&machine, "/v1/services").await?;
                 let ports = services.services.iter().flat_map(|service| &service.ports);
                 previous = ports.map(|port| u64::from(port.previous_tables)).sum();
@@ -144,6 +143,12 @@ impl Cluster {
         let manager: admin::Status = self.ask("manager", "/v1/status").await?;
         Ok((agents, manager.retirements))
     }
+}
+
+/// A backend that is nobody's first choice any more, and is still named. A slot's substitute is the occupant of another one;
+/// and a node knows pods of its own while they live, as those of a lab do to its end.
+fn is_history(backend: &admin::Backend) -> bool {
+    backend.current_in == 0 && (backend.older_in > 0 || !backend.local)
 }
 
 /// Flows that have not ended: TCP, and others.
@@ -278,6 +283,30 @@ mod tests {
                 "node-1 has 5 pins of its own that no flow needs"
             ]
         );
+    }
+
+    #[test]
+    fn what_only_history_names_must_go_but_for_pods_of_the_node_itself() {
+        let backend = |current_in, older_in, local| admin::Backend {
+            id: 1,
+            address: [10, 60, 1, 1].into(),
+            port: 8080,
+            identity: 7,
+            pod_uid: None,
+            pod: None,
+            node: None,
+            local,
+            services: Vec::new(),
+            current_in,
+            older_in,
+            packets: 0,
+            bytes: 0,
+            next_hop: admin::NextHop::Local,
+        };
+        assert!(is_history(&backend(0, 2, true)));
+        assert!(is_history(&backend(0, 0, false)));
+        assert!(!is_history(&backend(1, 2, false)), "a substitute");
+        assert!(!is_history(&backend(0, 0, true)), "it lives here");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! `lbctl lab`: a cluster of network namespaces on one machine, real servers and clients, and the promises held up to it.
 //!
 //! ```text
-//! mod (command line, start and end) → run (+ story, away, flood, pairs) → cluster (+ agents, presence, floor) → network
-//!                                                                                 → {netns, links, offloads}
-//!                                         → {load, sessions, echo, segments}     inside the client's namespace
+//! mod (command line, start and end) → run (+ story, away, flood, counted, pairs) → cluster (+ agents, presence, floor)
+//!                                        │                                            └─▶ network → {netns, links, offloads}
+//!                                        └─▶ {load, sessions, echo, segments}     inside the client's namespace
 //! pure: plan, objects, scenario, ways, spread, summary, report, wire
 //! ```
 //!
@@ -14,6 +14,7 @@ mod agents;
 mod away;
 pub(crate) mod client;
 mod cluster;
+mod counted;
 mod echo;
 mod flood;
 mod floor;
