@@ -14,6 +14,7 @@ use std::time::SystemTime;
 use anyhow::{Context, bail};
 use authority::handoff::{self, Holder};
 
+use super::flood;
 use super::ledger::{CERTIFICATES, FROZEN, Ledger, VIEWS};
 use super::manifests::Manifests;
 use super::netns::Namespace;
@@ -218,6 +219,11 @@ impl Cluster {
             addresses,
             phase: Phase::Ready,
         })
+    }
+
+    /// Makes the machine that floods come from.
+    pub(crate) fn stranger(&mut self) -> anyhow::Result<Namespace> {
+        self.network.stranger(flood::sources(), &mut self.ledger)
     }
 
     fn start_server(&self, pod: &Pod, namespace: &Namespace) -> anyhow::Result<Child> {

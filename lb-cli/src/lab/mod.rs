@@ -1,9 +1,9 @@
 //! `lbctl lab`: a cluster of network namespaces on one machine, real servers and clients, and the promises held up to it.
 //!
 //! ```text
-//! mod (command line, start and end) → run (+ story, away, pairs) → cluster (+ agents, presence) → network → {netns, links,
-//!                                                                                                    offloads}
-//!                                         → {load, sessions, echo, segments}     inside the client's namespace
+//! mod (command line, start and end) → run (+ story, away, flood, counted, pairs) → cluster (+ agents, presence, floor)
+//!                                        │                                            └─▶ network → {netns, links, offloads}
+//!                                        └─▶ {load, sessions, echo, segments}     inside the client's namespace
 //! pure: plan, objects, scenario, ways, spread, summary, report, wire
 //! ```
 //!
@@ -14,7 +14,10 @@ mod agents;
 mod away;
 pub(crate) mod client;
 mod cluster;
+mod counted;
 mod echo;
+mod flood;
+mod floor;
 mod interrupt;
 mod ledger;
 mod links;
@@ -83,7 +86,7 @@ const EXIT_CODES: &str = "Exit codes:
 enum Command {
     /// Run one scenario in a lab of its own: 500 TCP connections and 100 UDP sessions must outlive it.
     Run(RunArgs),
-    /// Two events at the same instant, under connections that must outlive both.
+    /// Two or three events at the same instant, under connections that must outlive them.
     Pairs(pairs::Args),
     /// Remove a lab that was kept, or left by a crash.
     Down {

@@ -20,6 +20,9 @@ use super::plan::{self, Machine};
 /// The link of every namespace but the router's.
 pub(crate) const LINK: &str = "eth0";
 
+/// The machine that floods come from.
+const STRANGER: &str = "stranger";
+
 /// The machines of a lab and what joins them.
 #[derive(Debug)]
 pub(crate) struct Network {
@@ -105,6 +108,39 @@ impl Network {
         });
         links::routes(host, &to_pod)?;
         links::routes(&inside, &defaults(plan::pod_gateways()))?;
+        Ok(inside)
+    }
+
+    /// Makes the machine that floods come from. Whatever answers their sources reaches it, and nobody else.
+    pub(crate) fn stranger(
+        &self,
+        sources: IpNet,
+        ledger: &mut Ledger,
+    ) -> anyhow::Result<Namespace> {
+        let inside = namespace(&self.prefix, STRANGER, ledger)?;
+        // What is not for an address of its own gets lost without a word.
+        inside.set("ipv4/ip_forward", "0")?;
+        let here = End {
+            namespace: &inside,
+            link: LINK,
+        };
+        let there = End {
+            namespace: &self.router,
+            link: STRANGER,
+        };
+        let (addresses, gateway) = plan::stranger();
+        links::pair(here, there)?;
+        in_order(&[here, there])?;
+        links::up(there, &gateway)?;
+        links::up(here, &addresses)?;
+        links::routes(&inside, &defaults(gateway.map(|address| address.addr())))?;
+        let [via, _] = addresses;
+        let back = Route {
+            to: sources,
+            via: Some(via.addr()),
+            link: STRANGER,
+        };
+        links::routes(&self.router, &[back])?;
         Ok(inside)
     }
 

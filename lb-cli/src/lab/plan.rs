@@ -119,6 +119,11 @@ pub(crate) fn client() -> (Vec<[IpNet; 2]>, [IpNet; 2]) {
     (addresses, subnet(1, 1))
 }
 
+/// The address of the machine that floods come from, and the router's on the same link, IPv4 first.
+pub(crate) fn stranger() -> ([IpNet; 2], [IpNet; 2]) {
+    (subnet(2, 2), subnet(2, 1))
+}
+
 /// The router as pods see it: an address of every link to a pod, so that pods need no subnet.
 pub(crate) fn pod_gateways() -> [IpAddr; 2] {
     [
@@ -176,6 +181,7 @@ mod tests {
                     .chain(machine.pods().into_iter().flatten())
             })
             .chain(client().1)
+            .chain(stranger().1)
             .map(|net| net.trunc())
             .collect();
         let before = all.len();

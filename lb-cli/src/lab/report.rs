@@ -114,6 +114,13 @@ fn change_rows(summary: &Summary) -> Vec<[String; 2]> {
     rows.push(row("relayed", value));
     rows.push(row("held back", format!("{} packets", summary.held_back)));
     rows.push(row("broken", summary.broken.to_string()));
+    if summary.forgotten_ms > 0 {
+        let value = format!("{} ms after the last of them ended", summary.forgotten_ms);
+        rows.push(row("pins and queues empty", value));
+    }
+    if let Some(flooded) = &summary.flood {
+        rows.push(row("first packets from nobody", flooded.shown()));
+    }
     if !summary.drops.is_empty() {
         let drops = summary.drops.iter();
         let drops: Vec<String> = drops.map(|(why, count)| format!("{why} {count}")).collect();

@@ -1,22 +1,23 @@
 //! One run of the lab: sets the cluster up, puts load on it, changes it, and sums up what was seen.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use anyhow::Context;
-use lb_controller::admin;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 
 use super::cluster::{Cluster, Place};
+use super::counted::Counted;
 use super::echo;
+use super::floor::Floor;
 use super::load::{self, Protocol, Tally, Way};
 use super::netns::Worker;
 use super::network::equally;
 use super::objects::Phase;
 use super::scenario::{self, Scenario};
-use super::segments::Segments;
 use super::sessions::{Manner, Sessions};
 use super::spread::Spread;
 use super::summary::{About, Summary};
@@ -53,14 +54,6 @@ pub(crate) struct Amount {
     pub(crate) connections: u32,
     /// Bytes of every transfer, each way.
     pub(crate) transfer_bytes: u64,
-}
-
-/// What the programs counted, over all machines.
-#[derive(Clone, Debug, Default)]
-struct Counted {
-    relayed: u64,
-    asked_in_place: u64,
-    drops: BTreeMap<String, u64>,
 }
 
 /// A run.
@@ -162,6 +155,8 @@ impl Run {
         self.story(scenario::demonstration()).await?;
         self.close_sessions(sessions).await?;
         self.probe().await?;
+        let floor = self.cluster.floor().await?;
+        self.note_floor(&floor);
         let about = About {
             connections_min: u64::from(amount.connections),
             spread: true,
@@ -176,12 +171,21 @@ impl Run {
         let sessions = self.open_sessions().await?;
         if scenario.is_about_agents() {
             self.agents(scenario).await?;
+        } else if scenario == Scenario::Flood {
+            self.flood().await?;
         } else {
             self.story(scenario.timeline()).await?;
         }
         self.close_sessions(sessions).await?;
         if self.summary.relay {
             self.probe().await?;
+            let floor = if scenario == Scenario::Forgetting {
+                self.voice.say("waiting until everything is forgotten");
+                self.cluster.forgets().await
+            } else {
+                self.cluster.floor().await?
+            };
+            self.note_floor(&floor);
         }
         let relays = !scenario.is_about_agents();
         let about = About {
@@ -356,33 +360,10 @@ impl Run {
         Ok(())
     }
 
-    /// Sums the programs' counters up.
-    async fn counted(&self) -> anyhow::Result<Counted> {
-        use lb_ebpf::abi::Stat::{AskedInPlace, Relayed};
-        let mut counted = Counted::default();
-        for machine in self.cluster.machines() {
-            let status: admin::Status = self.cluster.ask(&machine, "/v1/status").await?;
-            for stat in status.stats {
-                if stat.name == Relayed.label() {
-                    counted.relayed += stat.packets;
-                } else if stat.name == AskedInPlace.label() {
-                    counted.asked_in_place += stat.packets;
-                }
-            }
-            for drop in status.drops {
-                *counted.drops.entry(drop.name).or_default() += drop.packets;
-            }
-        }
-        Ok(counted)
-    }
-
-    /// Segments of the client and of every pod.
-    fn segments(&self) -> anyhow::Result<Segments> {
-        let mut sum = Segments::of(&self.cluster.network.client)?;
-        for namespace in self.cluster.pod_namespaces() {
-            sum = sum + Segments::of(namespace)?;
-        }
-        Ok(sum)
+    fn note_floor(&mut self, floor: &Floor) {
+        self.voice.say(&floor.to_string());
+        self.summary.forgotten_ms = floor.took.as_millis() as u64;
+        self.summary.left = floor.leaks();
     }
 
     async fn finish(mut self, about: About) -> anyhow::Result<(Cluster, Summary)> {
@@ -400,6 +381,16 @@ impl Run {
         self.summary.seconds = self.started.elapsed().as_secs_f64();
         self.summary.judge(about);
         Ok((self.cluster, self.summary))
+    }
+
+    /// Endless ways to a port of these addresses.
+    pub(super) fn ways_to(
+        &self,
+        addresses: &[IpAddr],
+        protocol: Protocol,
+        port: u16,
+    ) -> impl Iterator<Item = Way> + use<> {
+        self.given.to(addresses, move |_| (protocol, port))
     }
 
     /// Endless ways to the Service.

@@ -27,6 +27,10 @@ pub(crate) enum Scenario {
     Readiness,
     /// The Service points to other ports of the same pods.
     TargetPort,
+    /// The table changes its size and every pod is replaced; then nothing happens, until all of it is forgotten: minutes.
+    Forgetting,
+    /// Twice every pod is replaced, the second time beside a flood of first packets from addresses that nobody has.
+    Flood,
     /// Agents are killed, and started again.
     AgentKill,
     /// Agents are asked to end, and started again.
@@ -87,19 +91,20 @@ impl Scenario {
             | Self::Rollouts
             | Self::Readiness
             | Self::TargetPort
+            | Self::Flood
             | Self::AgentKill
             | Self::AgentRestart
             | Self::AgentUpgrade => (vec![6], 0),
             Self::ScaleUp => (vec![2], 0),
             Self::ScaleDown => (vec![5], 0),
             // 5 pods get 509 rows, which are kept up to 10 pods; the eleventh needs 2039.
-            Self::Resize => (vec![5, 10], 0),
+            Self::Resize | Self::Forgetting => (vec![5, 10], 0),
             Self::Selector => (vec![5], 5),
         };
         Start { first, next }
     }
 
-    /// What happens; empty for those that are about agents.
+    /// What happens; empty for those that are about agents, and for the flood, which has its own way.
     pub(crate) fn timeline(self) -> Vec<Step> {
         let at = CALM_MS;
         match self {
@@ -116,7 +121,12 @@ impl Scenario {
                 step(at + 4_000, Change::Phase(vec![2], Phase::Ready)),
             ],
             Self::TargetPort => vec![step(at, Change::SwitchTargetPorts)],
-            Self::AgentKill | Self::AgentRestart | Self::AgentUpgrade => Vec::new(),
+            Self::Forgetting => {
+                let mut steps = vec![step(at, Change::Add(1))];
+                steps.extend(rollout(at + 3_500, 0..11));
+                steps
+            }
+            Self::Flood | Self::AgentKill | Self::AgentRestart | Self::AgentUpgrade => Vec::new(),
         }
     }
 
@@ -131,7 +141,9 @@ impl Scenario {
             | Self::Resize
             | Self::Selector
             | Self::Readiness
-            | Self::TargetPort => false,
+            | Self::TargetPort
+            | Self::Forgetting
+            | Self::Flood => false,
         }
     }
 
@@ -149,6 +161,11 @@ pub(crate) fn demonstration() -> Vec<Step> {
     steps.push(step(after(&steps), Change::Add(3)));
     steps.extend(leave(after(&steps), vec![12, 13, 14]));
     steps
+}
+
+/// A rollout of pods with these numbers, after the calm.
+pub(crate) fn replacing(old: std::ops::Range<usize>) -> Vec<Step> {
+    rollout(CALM_MS, old)
 }
 
 /// Each of the old pods gets a successor, is told to end, and leaves.

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::Place;
-use super::load;
+use super::load::{self, Tally};
 use super::network::{Network, equally, some_of};
 use super::objects::Phase;
 use super::run::{Run, SERVICE};
@@ -24,14 +24,28 @@ const NEW_PER_SECOND: u32 = 50;
 const ECMP_PAUSE_MS: std::ops::Range<u64> = 150..1_200;
 
 impl Run {
-    /// Changes pods step by step, while the router moves flows and new connections come.
+    /// Changes pods step by step, while the router moves flows and new connections come, none of which may fail.
     pub(super) async fn story(&mut self, steps: Vec<Step>) -> anyhow::Result<()> {
+        let tally = self
+            .story_under(steps, Mix::OneInFiveUdp, NEW_PER_SECOND)
+            .await?;
+        self.summary.add_tally(tally);
+        Ok(())
+    }
+
+    /// The same with so many new connections a second; says what became of them.
+    pub(super) async fn story_under(
+        &mut self,
+        steps: Vec<Step>,
+        mix: Mix,
+        per_second: u32,
+    ) -> anyhow::Result<Tally> {
         let stop = CancellationToken::new();
-        let ways = self.ways(Mix::OneInFiveUdp);
+        let ways = self.ways(mix);
         let new = self
             .client
             .handle()
-            .spawn(load::steady(ways, NEW_PER_SECOND, stop.clone()));
+            .spawn(load::steady(ways, per_second, stop.clone()));
         let moves = self.move_ecmp(stop.clone());
         let start = Instant::now();
         for Step { at_ms, change } in steps {
@@ -41,9 +55,7 @@ impl Run {
         tokio::time::sleep(Duration::from_millis(TAIL_MS)).await;
         stop.cancel();
         self.summary.ecmp_moves += moves.await.context("the mover of ECMP ended early")??;
-        self.summary
-            .add_tally(new.await.context("the load's task ended early")??);
-        Ok(())
+        new.await.context("the load's task ended early")?
     }
 
     /// Moves the router's ECMP at random moments until told to stop; says how often.

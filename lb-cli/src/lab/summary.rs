@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::flood::Flooded;
 use super::load::{Protocol, Stream, Tally};
 use super::segments::Segments;
 use super::sessions::{End, Report};
@@ -86,6 +87,12 @@ pub(crate) struct Summary {
     pub(crate) drops: BTreeMap<String, u64>,
     /// Backends whose id changed over restarts of agents.
     pub(crate) ids_changed: u64,
+    /// Of a run with a flood.
+    pub(crate) flood: Option<Flooded>,
+    /// From the end of the last flow until nothing was remembered that none needs.
+    pub(crate) forgotten_ms: u64,
+    /// What agents and manager still remember, though no flow needs it.
+    pub(crate) left: Vec<String>,
     /// Examples of what went wrong.
     pub(crate) sentences: Vec<String>,
     /// Promises that do not hold; empty: all is well.
@@ -256,6 +263,12 @@ impl Summary {
                 format!("{} datagrams were lost", self.udp_lost),
             );
         }
+        if let Some(flooded) = &self.flood
+            && !flooded.is_held()
+        {
+            not_held.push("new connections suffer from the flood".to_owned());
+        }
+        not_held.extend(self.left.iter().cloned());
         self.not_held = not_held;
     }
 }
@@ -297,6 +310,14 @@ mod tests {
         summary.judge(About::default());
         assert_eq!(summary.not_held, ["1 connections broke"]);
         assert_eq!(summary.sessions_on_pods_that_left, 1);
+    }
+
+    #[test]
+    fn what_is_left_is_a_broken_promise() {
+        let mut summary = clean();
+        summary.left = vec!["lb-1 has 3 pins".to_owned()];
+        summary.judge(About::default());
+        assert_eq!(summary.not_held, ["lb-1 has 3 pins"]);
     }
 
     #[test]

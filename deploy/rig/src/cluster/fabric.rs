@@ -113,6 +113,33 @@ pub(crate) fn unplug(fabric: &Machine, machine: &Machine) -> anyhow::Result<()> 
     }
 }
 
+/// What a node itself sends to this port of the fabric is lost. Sockets stay open on both sides, as when a cable fails
+/// somewhere on the way.
+pub(crate) fn cut_off(fabric: &Machine, index: u8, port: u16) -> anyhow::Result<()> {
+    let (four, six) = plan::node_addresses(index);
+    let name = cut_off_name(index);
+    // In one transaction, so that nothing passes in between; and again does no harm.
+    let words = format!(
+        "add table inet {name}; delete table inet {name}; add table inet {name}; \
+         add chain inet {name} lost {{ type filter hook input priority filter; }}; \
+         add rule inet {name} lost ip saddr {four} tcp dport {port} drop; \
+         add rule inet {name} lost ip6 saddr {six} tcp dport {port} drop"
+    );
+    output_of(fabric.on_network("nft").arg(words)).map(drop)
+}
+
+/// Ends [`cut_off`].
+pub(crate) fn connect(fabric: &Machine, index: u8) -> anyhow::Result<()> {
+    let name = cut_off_name(index);
+    let end = format!("add table inet {name}; delete table inet {name}");
+    output_of(fabric.on_network("nft").arg(end)).map(drop)
+}
+
+/// A table of its own, so that ending it disturbs no other.
+fn cut_off_name(index: u8) -> String {
+    format!("cut-off-{}", plan::node_name(index))
+}
+
 /// Routes to a node's pods: through the node, and at the node nowhere else. Without the latter, packets to a pod that is
 /// gone travel between node and router until their hop limit ends.
 pub(crate) fn pod_routes(

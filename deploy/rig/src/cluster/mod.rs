@@ -3,6 +3,7 @@
 
 mod control;
 mod fabric;
+mod faults;
 mod node;
 mod pass;
 pub mod plan;
@@ -164,26 +165,6 @@ impl Cluster {
             .collect();
         names.sort();
         names
-    }
-
-    /// Kills the API server; everything else goes on without it until [`Self::start_api_server`].
-    pub fn kill_api_server(&self) -> anyhow::Result<()> {
-        self.fabric().kill_daemon(Program::KubeApiserver.name())
-    }
-
-    /// Starts the API server, unless it runs, and waits until it answers.
-    pub fn start_api_server(&self) -> anyhow::Result<()> {
-        self.start_api_server_process()?;
-        self.wait_for_api_server()
-    }
-
-    /// Cuts the power of a machine: all its processes die at once, and its cable carries nothing any more.
-    pub fn cut_power(&self, machine: &Machine) -> anyhow::Result<()> {
-        machine.cut_power()?;
-        if machine.name() == plan::FABRIC {
-            return Ok(());
-        }
-        fabric::unplug(&self.fabric(), machine)
     }
 
     /// The machine of a name, if a cluster has one of that name.

@@ -91,9 +91,12 @@ pub(crate) fn server_addresses() -> [IpAddr; 4] {
     ]
 }
 
+/// The API server's port.
+pub(crate) const SERVER_PORT: u16 = 6443;
+
 /// Where the API server listens.
 pub(crate) fn server() -> String {
-    format!("https://{}:6443", ROUTER.0)
+    format!("https://{}:{SERVER_PORT}", ROUTER.0)
 }
 
 /// An address with the length of its network's prefix.

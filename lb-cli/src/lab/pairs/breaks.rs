@@ -1,7 +1,7 @@
 //! Which flows are broken, and what happened just before. Pure.
 //!
 //! A break is a reset, or silence beyond what is promised, while the flow's pod lived; a balancer can be reached at any time,
-//! as no pair takes all of them away. Flows of a pod whose machine has lost power may die.
+//! as no meeting takes all of them away. Flows of a pod whose machine has lost power may die.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::lab::sessions::{End, Report};
 
 /// What is told of the time before a break.
 const BEFORE: Duration = Duration::from_secs(1);
-/// Breaks of a pair that are kept; all are counted.
+/// Breaks of a run that are kept; all are counted.
 const BREAKS_MAX: usize = 20;
 
 /// A broken flow.
@@ -30,7 +30,7 @@ pub(crate) struct Break {
     pub(crate) pod: Option<String>,
     /// How it broke.
     pub(crate) how: String,
-    /// When it asked what was not answered, in milliseconds from the start of the pair.
+    /// When it asked what was not answered, in milliseconds from the start of the run.
     pub(crate) asked_ms: u64,
     /// When it broke.
     pub(crate) broke_ms: u64,

@@ -1,4 +1,4 @@
-//! What happens in a pair of events, and when. Pure: a timeline is a value, and follows from a seed.
+//! What happens when events meet, and when. Pure: a timeline is a value, and follows from a seed.
 
 use std::fmt;
 
@@ -50,7 +50,7 @@ const SUSPECTED: &str = "node-2";
 const PARTITIONED: &str = "node-1";
 /// The node that loses power.
 const CRASHED: &str = "node-3";
-/// Machines that the router sends packets to, so that one is left whichever two events meet: two without pods, and a node.
+/// Machines that the router sends packets to, so that one is left whichever events meet: two without pods, and a node.
 pub(super) const BALANCERS: u8 = 3;
 
 /// From the loss of a balancer's power until the router sends nothing there: three missed hellos of BFD at 100 ms.
@@ -66,9 +66,9 @@ const REHASHED_MS: u64 = 4_000;
 const REHASH_PAUSE_MS: std::ops::Range<u64> = 50..200;
 /// How often it does otherwise: as in scenarios.
 const MOVE_PAUSE_MS: std::ops::Range<u64> = 150..1_200;
-/// The second event of a pair comes so much later, or earlier, at most.
+/// The events of a meeting come so much later, or earlier, than each other at most.
 const JITTER_MS: u64 = 50;
-/// After the last deed of either event: longer than from a suspicion to down, and than new pods wait for a slot.
+/// After the last deed of any event: longer than from a suspicion to down, and than new pods wait for a slot.
 const TAIL_MS: u64 = 3_000;
 
 /// A step of an event.
@@ -170,22 +170,26 @@ impl Event {
     }
 }
 
-/// Pods at the start of two events that meet: enough for both.
-pub(super) fn start(events: [Event; 2]) -> Start {
-    let [one, other] = events.map(Event::start);
+/// Pods at the start of events that meet: enough for each.
+pub(super) fn start(events: impl Iterator<Item = Event>) -> Start {
     let pods = |start: &Start| start.first.last().copied();
-    let next = one.next.max(other.next);
-    let first = if pods(&other) > pods(&one) {
-        other.first
-    } else {
-        one.first
+    let none = Start {
+        first: Vec::new(),
+        next: 0,
     };
-    Start { first, next }
+    events.map(Event::start).fold(none, |one, other| Start {
+        next: one.next.max(other.next),
+        first: if pods(&other) > pods(&one) {
+            other.first
+        } else {
+            one.first
+        },
+    })
 }
 
-/// The deeds of two events that begin at the same instant, give or take some milliseconds, after a calm second; the router
+/// The deeds of events that begin at the same instant, give or take some milliseconds, after a calm second; the router
 /// moves flows all the while. In order.
-pub(super) fn timeline(events: [Event; 2], random: &mut impl Rng) -> Vec<Moment> {
+pub(super) fn timeline(events: impl Iterator<Item = Event>, random: &mut impl Rng) -> Vec<Moment> {
     let mut all = Vec::new();
     for event in events {
         let begin = CALM_MS + random.random_range(0..=JITTER_MS);
@@ -238,13 +242,14 @@ mod tests {
     use rand::SeedableRng;
     use rand::rngs::StdRng;
 
-    use super::super::pair::Pair;
+    use super::super::meeting::Meeting;
     use super::*;
 
-    fn all_timelines() -> impl Iterator<Item = ([Event; 2], Vec<Moment>)> {
-        Pair::all().into_iter().zip(0..).map(|(pair, seed)| {
-            let moments = timeline(pair.events(), &mut StdRng::seed_from_u64(seed));
-            (pair.events(), moments)
+    fn all_timelines() -> impl Iterator<Item = (Vec<Event>, Vec<Moment>)> {
+        let all = Meeting::pairs().into_iter().chain(Meeting::triples());
+        all.zip(0..).map(|(meeting, seed)| {
+            let moments = timeline(meeting.events(), &mut StdRng::seed_from_u64(seed));
+            (meeting.events().collect(), moments)
         })
     }
 
@@ -265,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn both_events_begin_within_the_jitter() {
+    fn all_events_begin_within_the_jitter() {
         for (events, moments) in all_timelines() {
             if events.contains(&Event::Rehash) {
                 continue;
@@ -274,14 +279,14 @@ mod tests {
                 .iter()
                 .filter(|moment| moment.deed != Deed::MoveEcmp);
             let begun = own.filter(|moment| moment.at_ms <= CALM_MS + JITTER_MS);
-            assert!(begun.count() >= 2, "{events:?}");
+            assert!(begun.count() >= events.len(), "{events:?}");
         }
     }
 
     #[test]
     fn a_seed_gives_the_same_timeline_again_and_another_one_does_not() {
         let events = [Event::Suspicion, Event::Rehash];
-        let of = |seed| timeline(events, &mut StdRng::seed_from_u64(seed));
+        let of = |seed| timeline(events.into_iter(), &mut StdRng::seed_from_u64(seed));
         assert_eq!(of(7), of(7));
         assert_ne!(of(7), of(8));
     }
@@ -289,7 +294,7 @@ mod tests {
     #[test]
     fn only_pods_that_exist_change() {
         for (events, moments) in all_timelines() {
-            let Start { first, next } = start(events);
+            let Start { first, next } = start(events.iter().copied());
             let mut pods = first.last().unwrap() + next;
             for moment in moments {
                 match moment.deed {

@@ -1,4 +1,4 @@
-//! The flows that must outlive a pair of events: long ones that speak often, long ones that hardly speak, UDP sessions, and
+//! The flows that must outlive events that meet: long ones that speak often, long ones that hardly speak, UDP sessions, and
 //! short ones that begin all the time.
 
 use std::collections::BTreeSet;
@@ -67,7 +67,7 @@ pub(super) struct Short {
     pub(super) failures: Vec<Failure>,
 }
 
-/// All flows of a pair while they last.
+/// All flows of a run while they last.
 #[derive(Debug)]
 pub(super) struct Flows {
     long: [(Kind, Sessions); 3],

@@ -1,4 +1,4 @@
-//! Carries out the deeds of a pair while flows go on, and sums up what became of the flows.
+//! Carries out the deeds of a meeting while flows go on, and sums up what became of the flows.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -8,29 +8,41 @@ use rand::Rng;
 use tokio::sync::mpsc;
 
 use super::breaks::{self, Break, Journal};
-use super::event::{self, Deed, Event, Moment};
+use super::event::{self, Deed, Moment};
 use super::flows::{Ended, Flows};
+use super::meeting::Meeting;
 use crate::lab::cluster::Cluster;
 use crate::lab::network::{Passes, equally, some_of};
 use crate::lab::run::Run;
 use crate::lab::sessions::End;
 
-/// Balancers that join during one pair.
+/// Balancers that join during one meeting.
 const JOINS_MAX: usize = 4;
 
 /// What was seen.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Played {
-    /// Flows that had to outlive the pair.
+    /// Flows that had to outlive the events.
     pub(super) flows: u64,
     /// Of them, those whose pods died.
     pub(super) died: u64,
     pub(super) broken: u64,
     pub(super) breaks: Vec<Break>,
     pub(super) longest_wait_ms: u64,
+    /// Until nothing was remembered that no flow needs, from the end of the last one.
+    pub(super) floor_ms: u64,
+    /// What is left, and where, though every flow has ended.
+    pub(super) left: Vec<String>,
 }
 
-/// What the run of a pair has to remember.
+impl Played {
+    /// A promise does not hold.
+    pub(super) fn has_failed(&self) -> bool {
+        self.broken > 0 || !self.left.is_empty()
+    }
+}
+
+/// What a run has to remember.
 struct Stage {
     flows: Flows,
     journal: Journal,
@@ -42,12 +54,12 @@ struct Stage {
 }
 
 impl Run {
-    /// Plays two events that begin at the same instant.
-    pub(super) async fn play_pair(
+    /// Plays events that begin at the same instant.
+    pub(super) async fn play_meeting(
         mut self,
-        events: [Event; 2],
+        meeting: Meeting,
     ) -> anyhow::Result<(Cluster, Played)> {
-        let moments = event::timeline(events, &mut self.random);
+        let moments = event::timeline(meeting.events(), &mut self.random);
         let flows = Flows::open(&self, self.random.clone().random()).await?;
         let (tell_ready, ready) = mpsc::channel(JOINS_MAX);
         let start = Instant::now();
@@ -69,7 +81,13 @@ impl Run {
             self.add_member(name, &mut stage).await?;
         }
         let Stage { flows, journal, .. } = stage;
-        let played = self.sum_up(&flows.close().await?, &journal);
+        let mut played = self.sum_up(&flows.close().await?, &journal);
+        if self.cluster.relays() {
+            let floor = self.cluster.floor().await?;
+            self.voice.say(&floor.to_string());
+            played.floor_ms = floor.took.as_millis() as u64;
+            played.left = floor.leaks();
+        }
         Ok((self.cluster, played))
     }
 
@@ -200,6 +218,8 @@ impl Run {
             broken,
             breaks,
             longest_wait_ms: longest.map_or(0, |wait| wait.as_millis() as u64),
+            floor_ms: 0,
+            left: Vec::new(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What pairs have shown, for people and machines. Pure.
+//! What meetings have shown, for people and machines. Pure.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::breaks::Break;
-use super::pair::Pair;
+use super::meeting::Meeting;
 use super::state::{Finished, Found};
 use crate::lab::Relay;
 use crate::output::{Paint, lines, table};
@@ -20,9 +20,9 @@ pub(super) struct Summary {
     pub(super) relay: bool,
     /// How long it took, without what was finished before.
     pub(super) seconds: f64,
-    /// Pairs that were played, also before with the same file.
+    /// Meetings that were played, also before with the same file.
     pub(super) pairs: Vec<Finished>,
-    /// Pairs that there was no time for.
+    /// Those that there was no time for.
     pub(super) left: usize,
     /// Promises that do not hold; empty: all is well.
     pub(super) not_held: Vec<String>,
@@ -37,17 +37,21 @@ impl Summary {
         left: usize,
         took: Duration,
     ) -> Self {
-        let not_held = pairs.iter().filter_map(|finished| {
-            let pair = finished.pair;
-            match (&finished.error, relay, finished.broken) {
-                (Some(error), _, _) => Some(format!("{pair} can not be played: {error}")),
+        let not_held = pairs.iter().flat_map(|finished| {
+            let meeting = finished.meeting;
+            let broken = match (&finished.error, relay, finished.broken) {
+                (Some(error), _, _) => Some(format!("{meeting} can not be played: {error}")),
                 (None, Relay::On, 0) => None,
-                (None, Relay::On, broken) => Some(format!("{pair}: {broken} connections broke")),
+                (None, Relay::On, broken) => Some(format!("{meeting}: {broken} connections broke")),
                 (None, Relay::Off, 0) => Some(format!(
-                    "{pair}: without relays nothing broke: the run does not see what it should"
+                    "{meeting}: without relays nothing broke: the run does not see what it should"
                 )),
                 (None, Relay::Off, _) => None,
-            }
+            };
+            let left = finished.left.iter();
+            broken
+                .into_iter()
+                .chain(left.map(move |what| format!("{meeting}: {what}")))
         });
         Self {
             seed,
@@ -72,33 +76,35 @@ pub(super) fn text(summary: &Summary, paint: Paint) -> String {
     } = summary;
     let mut text = paint.bold(&format!("pairs with seed {seed} ({seconds:.0} s)"));
     let mut rows = table([
-        "PAIR",
+        "EVENTS",
         "RUNS",
         "FLOWS",
         "PODS DIED",
         "BROKEN",
         "LONGEST WAIT",
+        "FORGOTTEN IN",
         "TOOK",
     ]);
     for finished in pairs {
         rows.add_row([
-            finished.pair.to_string(),
+            finished.meeting.to_string(),
             finished.runs.to_string(),
             finished.flows.to_string(),
             finished.died.to_string(),
             finished.broken.to_string(),
             format!("{} ms", finished.longest_wait_ms),
+            format!("{} ms", finished.floor_ms),
             format!("{:.0} s", finished.seconds),
         ]);
     }
     let _ = write!(text, "\n{}", lines(&rows).trim_end());
     if *left > 0 {
-        let _ = write!(text, "\n{left} pairs were left out for want of time");
+        let _ = write!(text, "\n{left} were left out for want of time");
     }
     // The control breaks hundreds, as it should.
     for finished in pairs.iter().filter(|_| *relay) {
         for Found { run, found } in &finished.breaks {
-            let sentence = sentence(finished.pair, *seed, *run, found);
+            let sentence = sentence(finished.meeting, *seed, *run, found);
             let _ = write!(text, "\n{}", paint.warn(&sentence));
         }
     }
@@ -117,7 +123,7 @@ pub(super) fn text(summary: &Summary, paint: Paint) -> String {
 }
 
 /// All there is to say about a break, and how to see it again.
-pub(super) fn sentence(pair: Pair, seed: u64, run: u32, found: &Break) -> String {
+pub(super) fn sentence(meeting: Meeting, seed: u64, run: u32, found: &Break) -> String {
     let Break {
         kind,
         from,
@@ -135,7 +141,7 @@ pub(super) fn sentence(pair: Pair, seed: u64, run: u32, found: &Break) -> String
         before.join("; ")
     };
     format!(
-        "{pair} (seed {seed}, run {}): {kind} flow {from} → {to} of {pod} broke at {broke_ms} ms, asked at {asked_ms} ms: \
+        "{meeting} (seed {seed}, run {}): {kind} flow {from} → {to} of {pod} broke at {broke_ms} ms, asked at {asked_ms} ms: \
          {how}; before: {before}",
         run + 1
     )
@@ -175,13 +181,16 @@ mod tests {
         bad.broken = 2;
         let mut unplayed = finished("join,rehash");
         unplayed.error = Some("no kernel".to_owned());
-        let pairs = vec![finished("rollout,rehash"), bad, unplayed];
+        let mut leaking = finished("rollout,readiness,rehash");
+        leaking.left = vec!["run 1: lb-1 holds 3 pins".to_owned()];
+        let pairs = vec![finished("rollout,rehash"), bad, unplayed, leaking];
         let summary = Summary::of(7, Relay::On, pairs, 0, Duration::from_mins(1));
         assert_eq!(
             summary.not_held,
             [
                 "rollout,join: 2 connections broke",
-                "join,rehash can not be played: no kernel"
+                "join,rehash can not be played: no kernel",
+                "rollout,readiness,rehash: run 1: lb-1 holds 3 pins"
             ]
         );
         let text = text(&summary, Paint(false));

@@ -1,5 +1,5 @@
-//! Which pairs were run, and what was found: kept in a file, so that the long form goes on where it was interrupted. One
-//! line of JSON for each pair that is done.
+//! Which meetings were played, and what was found: kept in a file, so that the long form goes on where it was interrupted. One
+//! line of JSON for each that is done.
 
 use std::fs::File;
 use std::io::Write;
@@ -9,15 +9,16 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::breaks::Break;
-use super::pair::Pair;
+use super::meeting::Meeting;
 use super::play::Played;
 
-/// A pair that was run.
+/// A meeting that was played.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Finished {
-    /// The pair.
-    pub(crate) pair: Pair,
-    /// The seed of the command that ran it.
+    /// Which.
+    #[serde(rename = "pair")]
+    pub(crate) meeting: Meeting,
+    /// The seed of the command that played it.
     pub(crate) seed: u64,
     /// How often it was run.
     pub(crate) runs: u32,
@@ -33,7 +34,13 @@ pub(crate) struct Finished {
     pub(crate) seconds: f64,
     /// The first breaks of each run.
     pub(crate) breaks: Vec<Found>,
-    /// Why it could not be run.
+    /// The longest time from the end of the last flow until nothing was remembered that none needs.
+    #[serde(default)]
+    pub(crate) floor_ms: u64,
+    /// What was left, and where, though every flow had ended, with the number of the run in front.
+    #[serde(default)]
+    pub(crate) left: Vec<String>,
+    /// Why it could not be played.
     pub(crate) error: Option<String>,
 }
 
@@ -48,10 +55,10 @@ pub(crate) struct Found {
 }
 
 impl Finished {
-    /// A pair before its first run.
-    pub(super) fn none(pair: Pair, seed: u64) -> Self {
+    /// A meeting before its first run.
+    pub(super) fn none(meeting: Meeting, seed: u64) -> Self {
         Self {
-            pair,
+            meeting,
             seed,
             runs: 0,
             flows: 0,
@@ -60,8 +67,15 @@ impl Finished {
             longest_wait_ms: 0,
             seconds: 0.0,
             breaks: Vec::new(),
+            floor_ms: 0,
+            left: Vec::new(),
             error: None,
         }
+    }
+
+    /// A promise does not hold.
+    pub(super) fn has_failed(&self) -> bool {
+        self.broken > 0 || !self.left.is_empty()
     }
 
     /// Adds a run.
@@ -72,6 +86,8 @@ impl Finished {
             broken,
             breaks,
             longest_wait_ms,
+            floor_ms,
+            left,
         } = played;
         self.runs += 1;
         self.flows += flows;
@@ -80,6 +96,10 @@ impl Finished {
         self.longest_wait_ms = self.longest_wait_ms.max(longest_wait_ms);
         let found = breaks.into_iter().map(|found| Found { run, found });
         self.breaks.extend(found);
+        self.floor_ms = self.floor_ms.max(floor_ms);
+        let left = left.into_iter();
+        self.left
+            .extend(left.map(|what| format!("run {}: {what}", run + 1)));
     }
 }
 
@@ -114,17 +134,17 @@ impl State {
         self.finished.last().map(|finished| finished.seed)
     }
 
-    /// The pair was run at least so often with this seed, and could be.
-    pub(super) fn has(&self, pair: Pair, seed: u64, runs: u32) -> bool {
+    /// It was played at least so often with this seed, and could be.
+    pub(super) fn has(&self, meeting: Meeting, seed: u64, runs: u32) -> bool {
         self.finished.iter().any(|finished| {
-            finished.pair == pair
+            finished.meeting == meeting
                 && finished.seed == seed
                 && finished.runs >= runs
                 && finished.error.is_none()
         })
     }
 
-    /// Adds a pair, which replaces an earlier result of it.
+    /// Adds a result, which replaces an earlier one of the same meeting.
     pub(super) fn add(&mut self, new: Finished) -> anyhow::Result<()> {
         if let Some(path) = &self.path {
             let file = File::options().create(true).append(true).open(path);
@@ -150,7 +170,7 @@ fn line(finished: &Finished) -> anyhow::Result<String> {
 }
 
 fn insert(finished: &mut Vec<Finished>, new: Finished) {
-    finished.retain(|old| (old.pair, old.seed) != (new.pair, new.seed));
+    finished.retain(|old| (old.meeting, old.seed) != (new.meeting, new.seed));
     finished.push(new);
 }
 
@@ -187,7 +207,7 @@ mod tests {
         }
     }
 
-    fn pair(text: &str) -> Pair {
+    fn pair(text: &str) -> Meeting {
         text.parse().unwrap()
     }
 
@@ -212,7 +232,7 @@ mod tests {
         std::fs::remove_file(path).unwrap();
         let pairs: Vec<String> = all
             .iter()
-            .map(|finished| finished.pair.to_string())
+            .map(|finished| finished.meeting.to_string())
             .collect();
         assert_eq!(pairs, ["rollout,join", "rollout,rehash", "join,rehash"]);
     }
@@ -226,6 +246,16 @@ mod tests {
         assert!(!state.has(pair("rollout,join"), 7, 1));
         state.add(finished("rollout,join", 7, 1)).unwrap();
         assert_eq!(state.of_seed(7), [finished("rollout,join", 7, 1)]);
+    }
+
+    #[test]
+    fn a_line_of_an_earlier_build_is_read() {
+        let line = concat!(
+            r#"{"pair":"rollout,join","seed":7,"runs":2,"flows":500,"died":0,"broken":0,"longest_wait_ms":0,"#,
+            r#""seconds":20.5,"breaks":[],"error":null}"#,
+            "\n"
+        );
+        assert_eq!(read(line).unwrap(), [finished("rollout,join", 7, 2)]);
     }
 
     #[test]

@@ -35,7 +35,8 @@ pub(crate) struct Args {
     /// Nodes of the cluster, if none is up
     #[arg(long, default_value_t = 3)]
     nodes: u8,
-    /// Every measurement in its long form: 20 first bytes, 20 power cuts, ten minutes without the API server
+    /// Every measurement in its long form: 20 first bytes, 20 power cuts, ten minutes without the API server, pairs of
+    /// events five times
     #[arg(long)]
     long: bool,
     /// Steps to run; installing and removing are always done
@@ -68,6 +69,9 @@ enum Step {
     PowerCut,
     AgentRestart,
     ApiAway,
+    RolloutPowerCut,
+    ScaleUpAgentRestart,
+    RolloutCutOff,
 }
 
 /// What is told.
@@ -88,7 +92,10 @@ impl Form {
     }
 
     fn steps(self) -> &'static [Step] {
-        use Step::{AgentRestart, ApiAway, Connections, FirstByte, Local, PowerCut, Rollout};
+        use Step::{
+            AgentRestart, ApiAway, Connections, FirstByte, Local, PowerCut, Rollout, RolloutCutOff,
+            RolloutPowerCut, ScaleUpAgentRestart,
+        };
         match self {
             Self::Demo => &[FirstByte, Connections, Rollout, PowerCut],
             Self::Test => &[
@@ -99,6 +106,9 @@ impl Form {
                 PowerCut,
                 AgentRestart,
                 ApiAway,
+                RolloutPowerCut,
+                ScaleUpAgentRestart,
+                RolloutCutOff,
             ],
         }
     }
@@ -110,18 +120,21 @@ struct Amount {
     first_bytes: u32,
     power_cuts: u32,
     api_away: Duration,
+    meetings: u32,
 }
 
 const SHORT: Amount = Amount {
     first_bytes: 5,
     power_cuts: 5,
     api_away: Duration::from_mins(1),
+    meetings: 1,
 };
 
 const LONG: Amount = Amount {
     first_bytes: 20,
     power_cuts: 20,
     api_away: Duration::from_mins(10),
+    meetings: 5,
 };
 
 /// The task.
@@ -218,6 +231,11 @@ fn steps(
             Step::PowerCut => steps::power_cuts(world, amount.power_cuts, summary),
             Step::AgentRestart => steps::agent_restart(world, summary),
             Step::ApiAway => steps::api_away(world, amount.api_away, summary),
+            Step::RolloutPowerCut => steps::rollout_power_cut(world, amount.meetings, summary),
+            Step::ScaleUpAgentRestart => {
+                steps::scale_up_agent_restart(world, amount.meetings, summary)
+            }
+            Step::RolloutCutOff => steps::rollout_cut_off(world, amount.meetings, summary),
         };
         // The other steps have their own promises to hold.
         if let Err(error) = done {

@@ -5,6 +5,7 @@ mod connections;
 mod failover;
 mod first_byte;
 mod install;
+mod meetings;
 mod remove;
 mod rollout;
 
@@ -13,6 +14,7 @@ pub(super) use connections::connections;
 pub(super) use failover::{agent_restart, power_cuts};
 pub(super) use first_byte::first_byte;
 pub(super) use install::install;
+pub(super) use meetings::{rollout_cut_off, rollout_power_cut, scale_up_agent_restart};
 pub(super) use remove::{remove, uninstall};
 pub(super) use rollout::rollout;
 
