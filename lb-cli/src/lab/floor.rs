@@ -42,16 +42,16 @@ impl Floor {
 /// For people.
 impl fmt::Display for Floor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let at_first = if self.at_first.is_empty() {
-            "nothing".to_owned()
-        } else {
-            self.at_first.join(", ")
+        let told = |what: &[String]| {
+            if what.is_empty() {
+                "nothing".to_owned()
+            } else {
+                what.join(", ")
+            }
         };
-        let (took, left) = (self.took.as_secs_f64(), self.left.len());
-        write!(
-            f,
-            "remembered at first: {at_first}; {left} of it are left after {took:.1} s"
-        )
+        let (at_first, left) = (told(&self.at_first), told(&self.left));
+        let took = self.took.as_secs_f64();
+        write!(f, "left after {took:.1} s: {left}; at first: {at_first}")
     }
 }
 
