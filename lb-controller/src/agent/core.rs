@@ -188,8 +188,8 @@ pub struct Core {
     peer_heard: bool,
     /// Whether others know newer tables.
     lag: Lag,
-    is_behind: bool,
-    lag_due: Option<Instant>,
+    /// When that was looked at last.
+    looked: Instant,
     /// Who is asked about packets that this node is not sure about.
     opinion: Opinion,
     pub(super) announcing: Announcing,
@@ -236,6 +236,7 @@ impl Core {
         let now = Instant::now();
         let own = settings.addresses.iter().copied().collect();
         let hands_off = settings.hands_off;
+        let goes_on = !contents.services.is_empty();
         Ok(Self {
             settings,
             dataplane,
@@ -264,13 +265,12 @@ impl Core {
             refused: BTreeMap::new(),
             peer_heard: false,
             lag: Lag::default(),
-            is_behind: false,
-            lag_due: None,
+            looked: now,
             opinion: Opinion::default(),
-            announcing: Announcing::adopt(adopted, !contents.services.is_empty()),
+            announcing: Announcing::adopt(adopted),
             announce: Attempt::default(),
             agents: Arc::default(),
-            pins: Pins::new(hands_off),
+            pins: Pins::new(hands_off, goes_on),
             handing: Handing::default(),
             pins_due: None,
             node_fault: None,
@@ -379,7 +379,7 @@ impl Core {
             work,
             self.writer.next_due(),
             self.pins_due,
-            self.lag_due,
+            self.lag.next(self.looked),
             Some(self.drift_at),
         ]
         .into_iter()
@@ -392,7 +392,7 @@ impl Core {
         // Without the source, another agent that is heard shows that it is not this node which is cut off.
         let hears = self.watch_error.is_none() || self.peer_heard;
         let known = self.listed && self.secrets.is_some() && hears;
-        known && self.configured && !self.is_waiting() && !self.is_behind
+        known && self.configured && !self.is_waiting() && !self.is_behind()
     }
 
     /// Notes whether others know newer tables.
@@ -400,8 +400,12 @@ impl Core {
         let own = self.tables.revision(&self.settings.origin);
         let named = self.announcing.liveness.tables;
         self.lag.note(own, named, self.watch_error.is_none(), now);
-        self.is_behind = self.lag.is_behind(now);
-        self.lag_due = self.lag.next(now);
+        self.looked = now;
+    }
+
+    /// Whether others know newer tables.
+    pub(super) fn is_behind(&self) -> bool {
+        self.lag.is_behind(self.looked)
     }
 
     /// Something has not been tried yet.

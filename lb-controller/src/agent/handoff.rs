@@ -50,7 +50,7 @@ impl Certificates {
             None => false,
         };
         if !is_changed {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }
@@ -168,7 +168,7 @@ impl Streams {
             };
             let stop = self.stop.clone();
             self.tasks.spawn(async move {
-                let copy = client.run(&from, addresses, sender);
+                let copy = Box::pin(client.run(&from, addresses, sender));
                 match stop.run_until_cancelled(copy).await {
                     Some(Ok(writers)) => {
                         tracing::info!(%from, writers, "pins of nodes that do not bring theirs were copied");

@@ -41,8 +41,6 @@ pub(in crate::agent) struct Announcing {
     pub(super) claimed: Claimed,
     /// It was decided at least once who announces what.
     is_decided: bool,
-    /// The maps held tables when the agent started: packets come here, and pins are here.
-    goes_on: bool,
     /// This node takes part in gossip: it was ready once.
     takes_part: bool,
 }
@@ -57,11 +55,10 @@ const KINDS: [Kind; 5] = [
 ];
 
 impl Announcing {
-    pub(super) fn adopt(announced: BTreeSet<Announced>, goes_on: bool) -> Self {
+    pub(super) fn adopt(announced: BTreeSet<Announced>) -> Self {
         Self {
             adopted: announced.clone(),
             announced,
-            goes_on,
             ..Self::default()
         }
     }
@@ -129,7 +126,7 @@ impl Core {
             condition: Condition {
                 tables: self.tables.revision(&self.settings.origin),
                 is_fresh: self.is_fresh(),
-                is_ready: self.is_complete(),
+                is_ready: self.pins.is_complete,
             },
             nodes: self
                 .agents
@@ -138,11 +135,6 @@ impl Core {
                 .map(|(name, addresses)| (Arc::clone(name), *addresses))
                 .collect(),
         }
-    }
-
-    /// Whether it may be chosen to announce: it went on from maps of an earlier start, or has the pins of all that live.
-    pub(super) fn is_complete(&self) -> bool {
-        self.pins.is_complete || self.announcing.goes_on
     }
 
     /// What the network is to be told.
@@ -221,7 +213,7 @@ impl Core {
         }
         let own = self.settings.node.clone();
         let liveness = Arc::clone(&self.announcing.liveness);
-        let is_complete = self.is_complete();
+        let is_complete = self.pins.is_complete;
         let facts = facts::facts(&self.index, &vips, |node| {
             (node == own && is_complete) || liveness.may_announce(node)
         });

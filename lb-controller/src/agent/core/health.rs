@@ -111,7 +111,7 @@ impl Core {
                 &format!("{fault}; flows that are not pinned may be lost with later changes"),
             );
         }
-        if self.is_behind {
+        if self.is_behind() {
             add(
                 format!("tables of node {}", self.settings.node),
                 "other agents know newer ones; until they come packets of unknown flows are held back; see that the agent reaches its source",
@@ -178,7 +178,7 @@ impl Core {
                 .any(|interface| interface.xdp.is_some()),
             "no interface carries the XDP program; see problems",
         );
-        if !self.is_complete() {
+        if !self.pins.is_complete {
             let missing: Vec<&str> = self.pins.missing().map(|node| &**node).collect();
             reasons.push(format!(
                 "pins of {} are not here yet; they are waited for a minute",

@@ -63,7 +63,7 @@ pub(in crate::agent) struct Pins {
     pub(super) copy_at: Option<Instant>,
     /// Whether there are certificates to make and take streams with; none: nobody has looked yet.
     certificates: Option<bool>,
-    /// The pins of all that live were here once, or there was nobody to wait for.
+    /// The pins of all that live were here once, or the maps of an earlier start had them: the node may be chosen to announce.
     pub(super) is_complete: bool,
     /// Wakes who looks through the flows.
     pub(in crate::agent) sweep: Arc<Notify>,
@@ -82,7 +82,7 @@ pub(super) struct Writing {
 }
 
 impl Pins {
-    pub(super) fn new(is_on: bool) -> Self {
+    pub(super) fn new(is_on: bool, goes_on: bool) -> Self {
         Self {
             is_on,
             outbox: None,
@@ -96,7 +96,7 @@ impl Pins {
             server: Tally::default(),
             copy_at: None,
             certificates: None,
-            is_complete: !is_on,
+            is_complete: goes_on || !is_on,
             sweep: Arc::default(),
             refused: 0,
             fault: None,
