@@ -99,14 +99,19 @@ impl Asked {
     /// Whether one was asked.
     #[inline(always)]
     pub fn contains(&self, identity: u32) -> bool {
+        self.times(identity) > 0
+    }
+
+    /// How often one is in the list.
+    #[inline(always)]
+    pub fn times(&self, identity: u32) -> u32 {
+        let mut times = 0;
         let mut place = 1;
         while place <= CANDIDATES_MAX {
-            if self.list[place] == identity {
-                return true;
-            }
+            times += u32::from(self.list[place] == identity);
             place += 1;
         }
-        false
+        times
     }
 }
 

@@ -12,6 +12,7 @@ use crate::family::Family;
 use crate::subject::{Kind, Subject};
 use crate::tables::Tables;
 use crate::verdict::Verdict;
+use crate::wire::protocol;
 
 /// Whether the pod and port that a packet names live here.
 #[inline(always)]
@@ -81,7 +82,25 @@ pub(super) fn first<F: Family, T: Tables<F>>(
     }
 }
 
-/// A first packet for a pod that is not here: this node decides by its own tables, once.
+/// A packet that is to be admitted for the pod that is named. A datagram whose pod this node has not heard of yet, or not any
+/// more, goes where this node's own tables say: nobody would send it again.
+#[inline(always)]
+pub(super) fn admitted<F: Family, T: Tables<F>>(
+    tables: T,
+    arrival: &mut Arrival,
+    work: &mut Work<F::Addr>,
+) -> Verdict {
+    if work.subject.tuple.proto != protocol::UDP || lives_here::<F, T>(tables, &work.target) {
+        return Verdict::ADMIT;
+    }
+    match afresh::<F, T>(tables, arrival, work) {
+        Ok(verdict) => verdict,
+        Err(reason) => reason.into(),
+    }
+}
+
+/// A first packet for a pod that is not here: this node decides by its own tables. Once; and about a datagram, of whose pods
+/// others were asked before, once for each pod that it comes for.
 #[inline(always)]
 fn afresh<F: Family, T: Tables<F>>(
     tables: T,
@@ -91,7 +110,14 @@ fn afresh<F: Family, T: Tables<F>>(
     let Work {
         subject, target, ..
     } = work;
-    if !arrival.asked.is_empty() {
+    let asked = &arrival.asked;
+    let (decided, carried) = if subject.tuple.proto == protocol::UDP {
+        let decided = asked.is_full() || asked.times(arrival.identity) > 1;
+        (decided, mark::ADMIT)
+    } else {
+        (!asked.is_empty(), 0)
+    };
+    if decided {
         return Err(DropReason::NoSuchPod);
     }
     let service = service_of::<F, T>(&tables, subject).ok_or(DropReason::NoSuchPod)?;
@@ -105,7 +131,7 @@ fn afresh<F: Family, T: Tables<F>>(
     }
     tables.count(Stat::DecidedAfresh);
     arrival.asked.push(arrival.identity);
-    target.mark = choice.mark | balance::track(service);
+    target.mark = choice.mark | balance::track(service) | carried;
     if backend.flags & backend_flag::LOCAL == 0 {
         target.backend = choice.backend;
         return Ok(Verdict::RELAY);

@@ -44,7 +44,7 @@ use crate::verdict::Verdict;
 use crate::wire::{Addr6, Be16, Be32};
 
 pub(crate) use admit::admit;
-use admit::{answered, first};
+use admit::{admitted, answered, first};
 pub(crate) use walk::{ask, next, nobody, walk};
 
 /// Where a packet goes, beside the verdict.
@@ -232,7 +232,9 @@ pub fn stranger<F: Family, T: Tables<F>>(tables: T, scratch: &mut Scratch) -> Ve
         Knowledge::Known => Verdict::DELIVER,
         Knowledge::InUse => DropReason::TupleInUse.into(),
         Knowledge::Closing if closing_owner(arrival) == Some(arrival.identity) => Verdict::DELIVER,
-        Knowledge::Unknown if arrival.mark & mark::ADMIT != 0 => Verdict::ADMIT,
+        Knowledge::Unknown if arrival.mark & mark::ADMIT != 0 => {
+            admitted::<F, T>(tables, arrival, work)
+        }
         Knowledge::Closing | Knowledge::Unknown => Verdict::WALK,
     }
 }

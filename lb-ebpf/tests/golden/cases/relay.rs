@@ -17,6 +17,7 @@ pub(crate) fn cases() -> Vec<Case> {
         closing(&mut cases, net);
         held(&mut cases, net);
         admit(&mut cases, net);
+        admission_elsewhere(&mut cases, net);
         limits(&mut cases, net);
     }
     cases
@@ -442,17 +443,64 @@ fn admit(cases: &mut Vec<Case>, net: Net) {
             Stat::AskedInPlace,
         ]),
     );
+}
+
+/// Who has sent the datagram has heard of a pod that this node has not heard of yet, or not any more.
+fn admission_elsewhere(cases: &mut Vec<Case>, net: Net) {
+    let udp = Udp::new(CLIENT_PORT, DNS, b"new");
     let mut gone = L2.sent_by(net, 8);
     gone.pod.identity = 0x0dea_d0de;
     gone.mark = mark::ADMIT;
+    let named = gone.pod.identity;
+    let comes = |asked: &[u32]| {
+        let encap = Encap {
+            asked: asked.to_vec(),
+            ..gone.clone()
+        };
+        encap.around(&udp.packet(&net.ip()))
+    };
+    let here = Udp {
+        to: POD_PORT,
+        ..udp.clone()
+    };
     cases.push(
         xdp(
-            format!("admission for a pod that is gone, {net:?}"),
+            format!("admission for a pod that is gone goes to a pod here, {net:?}"),
             Scene::current(L1, &[]),
-            gone.around(&udp.packet(&net.ip())),
+            comes(&[named]),
         )
-        .drops(DropReason::NoSuchPod),
+        .becomes(here.frame(&net.ip_to(L1)))
+        .counts(&[Stat::Known, Stat::Admitted, Stat::DecidedAfresh]),
     );
+    let scene = || Scene::current(R3, &[]);
+    let passed = Encap {
+        asked: vec![named, R2.identity(), named],
+        mark: mark::ADMIT,
+        ..sent(&scene(), R3, net, net, Proto::Udp)
+    };
+    cases.push(
+        xdp(
+            format!("admission for a pod that is gone goes to another node, {net:?}"),
+            scene(),
+            comes(&[named, R2.identity()]),
+        )
+        .transmits(passed.around(&udp.packet(&net.ip())))
+        .counts(&[Stat::DecidedAfresh, Stat::Relayed]),
+    );
+    let full = [1, 2, 3, 4, 5, 6];
+    for (what, asked) in [
+        ("twice", &[named, R2.identity(), named][..]),
+        ("and the list is full", &full),
+    ] {
+        cases.push(
+            xdp(
+                format!("admission for a pod that is gone, {what}, {net:?}"),
+                scene(),
+                comes(asked),
+            )
+            .drops(DropReason::NoSuchPod),
+        );
+    }
 }
 
 fn limits(cases: &mut Vec<Case>, net: Net) {
