@@ -1,10 +1,13 @@
 //! The cases of the suite: which packets go to which program, and what must become of them.
 
+mod owner;
+
+pub(super) use owner::{Encapsulated, at_the_owner};
+
 use lb_ebpf::abi::Stat;
 
 use super::frames::{
-    BALANCER, CLIENT_PORT, Clients, Ends, FIRST, Kind, MIDDLE, POD_PORT, SERVICE_PORT, frame, pod4,
-    pod6, vip4, vip6,
+    BALANCER, CLIENT_PORT, Clients, Ends, FIRST, Kind, MIDDLE, SERVICE_PORT, frame, vip4, vip6,
 };
 use super::kernel::Hook;
 use super::script::{CHUNK, Field, HEAD_MAX, Script};
@@ -60,9 +63,6 @@ pub(super) struct Case {
 pub(super) const XDP_DROP: u32 = 1;
 pub(super) const XDP_PASS: u32 = 2;
 pub(super) const XDP_TX: u32 = 3;
-/// `TC_ACT_UNSPEC`: the next program decides.
-const TC_UNSPEC: u32 = u32::MAX;
-
 /// Bytes in front of a client's packet, without those that Ethernet takes anyway.
 const OUTER_V4: usize = 60;
 const OUTER_V6: usize = 92;
@@ -361,109 +361,4 @@ pub(super) fn steps(services: Services) -> Vec<Case> {
         }
     };
     STEPS.iter().map(case).collect()
-}
-
-/// An encapsulated frame as the balancer made it, and what the owner is to do with it.
-pub(super) struct Encapsulated {
-    pub(super) kind: Kind,
-    pub(super) known: Vec<u8>,
-    pub(super) stranger: Vec<u8>,
-    pub(super) first: Vec<u8>,
-    /// A stranger's to the Service that has pins.
-    pub(super) pinned: Vec<u8>,
-    /// Backend id of the pod.
-    pub(super) pod: u32,
-}
-
-/// All cases at the owner node.
-pub(super) fn at_the_owner(made: &Encapsulated) -> Vec<Case> {
-    let mut cases = Vec::new();
-    let kind = made.kind;
-    let family = if kind.is_v6() { 6 } else { 4 };
-    let mut add =
-        |name: String, packet: &[u8], flows, (verdict, stats, grows): (u32, &[Stat], isize)| {
-            let inner = 14 + outer(kind).cast_unsigned();
-            cases.push(Case {
-                name,
-                hook: Hook::Xdp,
-                target: Target::Owner,
-                script: script(packet, flows, &Places::of_request(kind, inner)),
-                packet: packet.to_vec(),
-                expected: Expected {
-                    verdict,
-                    counted: stats.iter().copied().map(Counted::As).collect(),
-                    grows,
-                },
-                beside: if verdict == XDP_TX {
-                    "packet/floor/xdp_tx"
-                } else {
-                    "packet/floor/xdp_pass"
-                },
-            });
-        };
-    let off = -outer(kind);
-    for (label, flows) in FLOWS {
-        let name = format!("packet/own{family}/flows={label}");
-        add(
-            name,
-            &made.known,
-            flows,
-            (XDP_PASS, &[Stat::Known][..], off),
-        );
-    }
-    // Another client each time. The one that is admitted is known by the time that it is delivered.
-    let admit: &[Stat] = &[Stat::Known, Stat::Admitted];
-    add(
-        format!("packet/own{family}-syn"),
-        &made.first,
-        1 << 20,
-        (XDP_PASS, admit, off),
-    );
-    // One more candidate is in the list of those asked.
-    let relay = (XDP_TX, &[Stat::Relayed][..], 4);
-    add(
-        format!("packet/relay{family}"),
-        &made.stranger,
-        1 << 16,
-        relay,
-    );
-    // No candidate but the one that has pinned the flow.
-    add(
-        format!("packet/relay{family}-pinned"),
-        &made.pinned,
-        PINNED_FLOWS,
-        relay,
-    );
-    for (label, flows) in FLOWS {
-        let packet = reply(kind, made.pod);
-        cases.push(Case {
-            name: format!("packet/return{family}/flows={label}"),
-            hook: Hook::Tc,
-            target: Target::Owner,
-            script: script(&packet, flows, &Places::of_reply(kind)),
-            packet,
-            expected: Expected {
-                verdict: TC_UNSPEC,
-                counted: vec![Counted::As(Stat::Returned)],
-                grows: 0,
-            },
-            beside: "packet/floor/tc",
-        });
-    }
-    cases
-}
-
-/// A frame from a pod to a client.
-fn reply(kind: Kind, pod: u32) -> Vec<u8> {
-    let ends = if kind.is_v6() {
-        Ends {
-            src: pod6(pod),
-            dst: Clients::Known.v6(0),
-            src_port: POD_PORT,
-            dst_port: CLIENT_PORT,
-        }
-    } else {
-        Ends::v4(pod4(pod), POD_PORT, Clients::Known.v4(0), CLIENT_PORT)
-    };
-    frame(kind, BALANCER, &ends, MIDDLE, short(kind))
 }
