@@ -120,7 +120,43 @@ fn look(
 fn must_be_pinned(flow: &FlowKey, record: &FlowRecord, wanted: &Wanted) -> bool {
     let proposals = wanted.proposals.iter();
     let mut concerned = proposals.filter(|(_, finder)| finder.is_about(flow));
-    record.is_reported
-        || wanted.tracked.contains(&record.vip.ip())
+    // Half-open ones are reported at a limited rate, or a flood would fill the balancers with pins.
+    record.is_known() && (record.is_reported || wanted.tracked.contains(&record.vip.ip()))
         || concerned.any(|(_, finder)| !finder.finds(flow, record.identity, record.pod.ip()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::flows::Stage;
+
+    #[test]
+    fn known_flows_that_deviate_or_are_tracked_must_be_pinned_and_a_flood_need_not() {
+        let end = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let record = |stage, is_reported| FlowRecord {
+            protocol: 6,
+            client: end("192.0.2.1:1"),
+            vip: end("198.51.100.1:80"),
+            pod: end("10.1.0.1:80"),
+            identity: 1,
+            stage,
+            idle_ticks: 0,
+            is_reported,
+        };
+        let known = Stage::Known { client: 0, pod: 0 };
+        let must = |record: FlowRecord, wanted: &Wanted| {
+            let flow = FlowKey::new(6, record.client, record.vip).unwrap();
+            must_be_pinned(&flow, &record, wanted)
+        };
+        let nothing = Wanted::default();
+        assert!(must(record(known, true), &nothing));
+        assert!(!must(record(known, false), &nothing));
+        assert!(!must(record(Stage::HalfOpen, true), &nothing));
+        let tracked = Wanted {
+            tracked: [end("198.51.100.1:80").ip()].into(),
+            ..Wanted::default()
+        };
+        assert!(must(record(known, false), &tracked));
+        assert!(!must(record(Stage::HalfOpen, true), &tracked));
+    }
 }

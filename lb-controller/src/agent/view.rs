@@ -27,9 +27,13 @@ const RELAYS_PER_SECOND: u64 = 500_000;
 /// ICMP errors per second that this node sends at most: a quarter of it on one receive queue, which is Linux's own limit
 /// (`net.ipv4.icmp_msgs_per_sec`).
 const ICMP_ERRORS_PER_SECOND: u32 = 4_000;
-/// Flows that this node reports per second while they are half-open: what comes faster may be a flood, and must not fill the
-/// balancers with pins, of which half-open flows keep theirs for half a minute at most.
-const HALF_OPEN_REPORTS_PER_SECOND: u32 = 1_000;
+/// Pins that half-open flows of all nodes may take at a balancer: a flood must leave room for those of real ones.
+const HALF_OPEN_PINS: u32 = abi::capacity::PINS / 2;
+/// How long such a flow keeps its pin at most: until its pod has sent its last SYN-ACK, half a minute after the first
+/// (`net.ipv4.tcp_synack_retries`), and a look through the flows has found that nothing came of it.
+const HALF_OPEN_PIN_SECONDS: u32 = 60;
+/// Four, since each processor may send a quarter.
+const HALF_OPEN_REPORTS_MIN: u32 = 4;
 /// What an uplink takes if nothing is known of it.
 const MTU_DEFAULT: u32 = 1500;
 /// Headers that an MSS does not count: IP and TCP.
@@ -98,9 +102,17 @@ pub(super) fn config(core: &Core, secrets: &ClusterSecrets) -> abi::Config {
         flags: config_flags(core),
         icmp_errors_per_second: ICMP_ERRORS_PER_SECOND,
         opinions: core.installed.opinions(),
-        half_open_reports_per_second: HALF_OPEN_REPORTS_PER_SECOND,
+        half_open_reports_per_second: half_open_reports(core.agents.len() + 1),
         pad: 0,
     }
+}
+
+/// Flows that each of so many nodes reports per second while they are half-open. What is left out is reported when its client
+/// answers.
+fn half_open_reports(nodes: usize) -> u32 {
+    let all = HALF_OPEN_PINS / HALF_OPEN_PIN_SECONDS;
+    let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+    (all / nodes.max(1)).max(HALF_OPEN_REPORTS_MIN)
 }
 
 /// What this node does not do.

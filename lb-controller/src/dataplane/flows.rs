@@ -117,6 +117,14 @@ impl FlowRecord {
         };
         self.idle_ticks <= limit
     }
+
+    /// Whether its pod has confirmed it.
+    pub fn is_known(&self) -> bool {
+        match self.stage {
+            Stage::HalfOpen => false,
+            Stage::Known { .. } => true,
+        }
+    }
 }
 
 /// How far a flow has come.

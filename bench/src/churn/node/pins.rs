@@ -195,7 +195,7 @@ impl Agent {
             .proposals
             .values()
             .filter(|proposal| proposal.finder.is_about(&flow));
-        record.is_reported
+        record.is_known() && record.is_reported
             || concerned.any(|one| !one.finder.finds(&flow, record.identity, record.pod.ip()))
     }
 

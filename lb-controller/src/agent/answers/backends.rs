@@ -11,7 +11,7 @@ use crate::agent::core::Core;
 use crate::dataplane::{ApplyError, Contents};
 use crate::model::explain::{self, NoWay};
 use crate::model::op::BackendId;
-use crate::model::plan::{self, service_key};
+use crate::model::plan::{self, cell, service_key};
 use crate::model::template;
 use crate::serve::AskError;
 
@@ -164,12 +164,14 @@ fn pod_name(pod: &k8s_openapi::api::core::v1::Pod) -> String {
 /// In how many slots of each group of ports a backend is current, and older.
 fn uses<'a>(services: impl Iterator<Item = &'a plan::Service>) -> HashMap<u32, (u32, u32)> {
     let mut uses: HashMap<u32, (u32, u32)> = HashMap::new();
-    for cell in services
+    for ids in services
         .flat_map(|service| &service.entries)
         .flat_map(|entry| entry.cells.chunks_exact(plan::CELL))
     {
-        uses.entry(cell[0]).or_default().0 += 1;
-        for older in cell[1..].iter().filter(|older| **older != 0) {
+        uses.entry(ids[cell::FIRST]).or_default().0 += 1;
+        // A substitute has a slot of its own.
+        let older = ids[cell::OLDER].iter().chain([&ids[cell::AGREED]]);
+        for older in older.filter(|older| **older != 0) {
             uses.entry(*older).or_default().1 += 1;
         }
     }

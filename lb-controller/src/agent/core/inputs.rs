@@ -158,6 +158,7 @@ impl Core {
             // Their roles are not among these.
             if *self.agents != agents || changed.kinds.contains(&Kind::LoadBalancerNode) {
                 self.agents = Arc::new(agents);
+                self.common.want(now);
                 self.look_for_streams(now);
             }
         }
