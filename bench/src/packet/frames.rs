@@ -79,19 +79,26 @@ pub(super) fn pod6(n: u32) -> [u8; 16] {
 pub(super) enum Clients {
     Known,
     Strangers,
+    /// Those of SYNs: a half-open flow would stand in the way of another one with the same ends.
+    Newcomers,
 }
+
+/// Above the numbers of other clients.
+const NEWCOMERS: u32 = 1 << 15;
 
 impl Clients {
     pub(super) fn v4(self, host: u32) -> [u8; 4] {
         match self {
             Self::Known => ipv4([198, 18], host),
             Self::Strangers => ipv4([198, 19], host),
+            Self::Newcomers => ipv4([198, 19], NEWCOMERS | host),
         }
     }
     pub(super) fn v6(self, host: u32) -> [u8; 16] {
         match self {
             Self::Known => ipv6(0x18, host),
             Self::Strangers => ipv6(0x19, host),
+            Self::Newcomers => ipv6(0x19, NEWCOMERS | host),
         }
     }
 }

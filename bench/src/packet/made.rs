@@ -15,7 +15,7 @@ impl Bench {
         let (hot, pins) = (MANY.hot(), MANY.hot_pins());
         let known = self.encapsulate(kind, Clients::Known, hot, MIDDLE)?;
         let mut stranger = self.encapsulate(kind, Clients::Strangers, hot, MIDDLE)?;
-        let mut first = self.encapsulate(kind, Clients::Strangers, hot, FIRST)?;
+        let mut first = self.encapsulate(kind, Clients::Newcomers, hot, FIRST)?;
         let mut pinned = self.encapsulate(kind, Clients::Strangers, pins, MIDDLE)?;
         // What names the pod: its address, identity and the secret after it are at the end of the headers.
         let (from, len) = if kind.is_v6() {

@@ -81,7 +81,7 @@ pub struct Installed {
 /// How much of the maps is in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Usage {
-    /// Backends.
+    /// Backends that stand for pods.
     pub backends: u32,
     /// Rows.
     pub rows: u32,
@@ -194,7 +194,7 @@ impl Installed {
     /// How much of the maps is in use.
     pub fn usage(&self) -> Usage {
         Usage {
-            backends: self.backends.len(),
+            backends: self.backends.len() - self.asked_for_opinions(),
             rows: self.row_ranges.len() * ROWS_PER_ELEMENT,
             regions: self.used_regions.len(),
             sets: self.used_sets.len() - 1,

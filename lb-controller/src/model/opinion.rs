@@ -62,6 +62,12 @@ impl Installed {
         Ok(ops)
     }
 
+    /// How many backends stand for no pod.
+    pub(super) fn asked_for_opinions(&self) -> u32 {
+        let all = self.config.opinions.iter();
+        all.filter(|id| **id != 0).count() as u32
+    }
+
     /// The backends that stand for the node that is asked.
     pub fn opinions(&self) -> [u32; 2] {
         self.config.opinions

@@ -186,7 +186,7 @@ impl Core {
         let gone = |node: &Arc<str>| {
             **node != *own && !agents.contains_key(node) && !self.index.has_node(node)
         };
-        let writers = self.pins.receiver.positions().map(|(writer, _)| writer);
+        let writers = self.pins.receiver.writers();
         let gone: Vec<Arc<str>> = writers.filter(|node| gone(node)).cloned().collect();
         for node in gone {
             let ops = self.pins.receiver.forget_writer(&node);

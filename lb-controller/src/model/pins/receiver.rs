@@ -319,6 +319,11 @@ impl Receiver {
         self.writers.get(writer)?.position
     }
 
+    /// Writers of whose pins anything is here, by what they have said or by what the map held.
+    pub fn writers(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.writers.keys()
+    }
+
     /// All positions by writer.
     pub fn positions(&self) -> impl Iterator<Item = (&Arc<str>, Position)> {
         let writers = self.writers.iter();

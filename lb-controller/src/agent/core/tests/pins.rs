@@ -388,6 +388,30 @@ fn a_version_that_the_maps_have_waits_for_nobody() {
 }
 
 #[test]
+fn pins_of_a_node_that_is_gone_go_though_it_never_spoke_to_this_start_of_the_agent() {
+    let mut bench = bench();
+    let mut writer = other(7);
+    writer.pin(flow(1), pod(1)).unwrap();
+    bench.follow(&mut writer);
+    bench.agent = agent_that(bench.dir.path(), &bench.maps, true);
+    let text = |bench: &Bench, name: &str| Content::Text(bench.user[name].clone());
+    let mut files = Files::new();
+    for name in ["pods.yaml", "web.yaml", "nodes.yaml"] {
+        files.insert(bench.dir.path().join(name), text(&bench, name));
+    }
+    bench.outputs.clear();
+    files.extend(bench.written());
+    bench.agent.take(&files, bench.now);
+    bench.run(1);
+    assert_eq!(bench.pinned(&flow(1)), [pod(1).identity()], "inherited");
+    let nodes = super::nodes();
+    let (alone, _) = nodes.split_once("---\n").unwrap();
+    bench.put("nodes.yaml", alone);
+    bench.run(1);
+    assert_eq!(bench.pinned(&flow(1)), NOBODY);
+}
+
+#[test]
 fn streams_are_waited_for_only_if_there_are_certificates() {
     let mut bench = bench();
     assert_eq!(bench.agent.pins.missing().count(), 1);
