@@ -110,7 +110,7 @@ fn look(
     })?;
     for (key, pod) in pinned {
         if !flows.is_open(key.protocol(), key.client(), pod)? {
-            swept.ended.push(key);
+            swept.ended.push((key, pod));
         }
     }
     Ok(swept)

@@ -71,8 +71,15 @@ pub(super) fn first<F: Family, T: Tables<F>>(
     now_ns: u64,
 ) -> Verdict {
     // A pin may be older than the end of its flow: then the client opens another one with the same ports.
-    let is_outlived =
-        arrival.mark & mark::PINNED != 0 && know::<F, T>(tables, work, now_ns) != Knowledge::Known;
+    let mut is_outlived = false;
+    if arrival.mark & mark::PINNED != 0 {
+        let knowledge = know::<F, T>(tables, work, now_ns);
+        is_outlived = knowledge != Knowledge::Known;
+        // Or the last packets of the next flow would come back here.
+        if knowledge == Knowledge::Closing {
+            tables.remove_flow(&work.key);
+        }
+    }
     if !is_outlived && lives_here::<F, T>(tables, &work.target) {
         return Verdict::ADMIT;
     }

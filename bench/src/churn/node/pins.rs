@@ -157,7 +157,7 @@ impl Agent {
         for (key, pod) in writer.pins() {
             let pod = SocketAddr::new(pod.address, pod.port);
             if !flows.is_open_at(tick, key.protocol(), key.client(), pod)? {
-                ended.push(*key);
+                ended.push((*key, pod));
             }
         }
         let mut found = Vec::new();
@@ -174,8 +174,8 @@ impl Agent {
             self.pin(record.protocol, record.client, record.vip, pod)?;
         }
         if let Some(writer) = &mut self.pins.writer {
-            for key in ended {
-                writer.unpin(&key);
+            for (key, pod) in ended {
+                writer.ended(&key, pod);
             }
             let written = writer.position();
             for proposal in self.pins.proposals.values_mut() {

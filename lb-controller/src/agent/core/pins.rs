@@ -128,8 +128,8 @@ impl Pins {
 pub(in crate::agent) struct Swept {
     /// Those that must be pinned.
     pub(in crate::agent) found: Vec<FlowRecord>,
-    /// Pinned ones that have ended.
-    pub(in crate::agent) ended: Vec<FlowKey>,
+    /// Pinned ones that have ended, and their pods.
+    pub(in crate::agent) ended: Vec<(FlowKey, SocketAddr)>,
     /// Proposals that were looked at.
     pub(in crate::agent) proposals: Vec<u64>,
 }
@@ -352,8 +352,8 @@ impl Core {
             );
         }
         outbox.with(|writer| {
-            for key in &swept.ended {
-                writer.unpin(key);
+            for (key, pod) in &swept.ended {
+                writer.ended(key, *pod);
             }
         });
         self.follow_own();

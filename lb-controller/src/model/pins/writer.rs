@@ -1,6 +1,7 @@
 //! The owner's side: what this node wants pinned at every balancer, how it came to that, and who has acknowledged it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::{Change, FlowKey, Incarnation, LOG_MAX, Message, PINS_MAX, PinnedPod, Position, Seq};
@@ -106,6 +107,14 @@ impl Writer {
         match self.pins.remove(key) {
             Some(_) => self.note(Change::Unpin(*key)),
             None => self.position(),
+        }
+    }
+
+    /// The flow of a pod has ended. Another pod's, with the same client and VIP, stays pinned.
+    pub fn ended(&mut self, key: &FlowKey, pod: SocketAddr) {
+        let pinned = self.pins.get(key);
+        if pinned.is_some_and(|pinned| SocketAddr::new(pinned.address, pinned.port) == pod) {
+            self.unpin(key);
         }
     }
 

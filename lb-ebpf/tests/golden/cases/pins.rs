@@ -194,6 +194,16 @@ fn outlived(cases: &mut Vec<Case>, net: Net) {
         .transmits(passed(&elsewhere(), net, R2, &[L1], 0, SYN))
         .counts(&[Stat::DecidedAfresh, Stat::Relayed]),
     );
+    let closing = || Scene::current(R2, &[]).flow_with(L1, Proto::Tcp, 1, 1);
+    cases.push(
+        xdp(
+            format!("syn along a pin whose flow is closing, passed on, {net:?}"),
+            closing(),
+            arriving.clone(),
+        )
+        .transmits(passed(&closing(), net, R2, &[L1], 0, SYN))
+        .counts(&[Stat::DecidedAfresh, Stat::Relayed]),
+    );
     for (what, current) in [("to the same pod", L1), ("to another pod here", L2)] {
         cases.push(
             xdp(

@@ -4,8 +4,11 @@ use lb_ebpf::abi::{Event, service_flag};
 use lb_ebpf::wire::{Be16, Ports, protocol};
 use tokio::sync::{mpsc, oneshot};
 
+use std::net::SocketAddr;
+
 use super::*;
 use crate::agent::core::pins::Swept;
+use crate::dataplane::flows::{FlowRecord, Stage};
 use crate::handoff::convert::Answer;
 use crate::handoff::message::{Hello, Instruction, Reason, Report};
 use crate::handoff::server::Arrival;
@@ -138,7 +141,7 @@ fn a_reported_flow_is_pinned_here_first_and_its_pin_ends_with_it() {
     assert_ne!(bench.flags() & service_flag::PINS, 0, "it is looked up");
     assert_eq!(bench.agent.own_pins().len(), 1);
     let swept = Swept {
-        ended: vec![flow(1000)],
+        ended: vec![(flow(1000), SocketAddr::new(pod(2).address, pod(2).port))],
         ..Swept::default()
     };
     bench.agent.take_swept(&swept, bench.now);
@@ -331,6 +334,34 @@ fn all_flows_of_a_service_are_pinned_if_it_asks_for_it() {
         bench.agent.sweep_wanted().tracked,
         BTreeSet::from([VIP.parse().unwrap()])
     );
+}
+
+#[test]
+fn the_end_of_a_flow_does_not_unpin_the_next_one_of_the_same_client() {
+    let mut bench = bench();
+    bench.put("pods.yaml", &pods(&[1, 2, 4]));
+    bench.put("web.yaml", &service("web", VIP, &[1, 2, 4]));
+    bench.run(4);
+    let at = |pod: &PinnedPod| SocketAddr::new(pod.address, pod.port);
+    bench.agent.take_events(&[event(1000, &pod(2))]);
+    // Meanwhile the client has used its port again, and another pod of this node has the flow.
+    let next = FlowRecord {
+        protocol: protocol::TCP,
+        client: flow(1000).client(),
+        vip: flow(1000).vip(),
+        pod: at(&pod(4)),
+        identity: pod(4).identity(),
+        stage: Stage::Known { client: 0, pod: 0 },
+        idle_ticks: 0,
+        is_reported: true,
+    };
+    let swept = Swept {
+        found: vec![next],
+        ended: vec![(flow(1000), at(&pod(2)))],
+        ..Swept::default()
+    };
+    bench.agent.take_swept(&swept, bench.now);
+    assert_eq!(bench.pinned(&flow(1000)), [pod(4).identity()]);
 }
 
 /// The table of the only Service, and its name.
