@@ -34,6 +34,8 @@ const HALF_OPEN_PINS: u32 = abi::capacity::PINS / 2;
 const HALF_OPEN_PIN_SECONDS: u32 = 60;
 /// Four, since each processor may send a quarter.
 const HALF_OPEN_REPORTS_MIN: u32 = 4;
+/// Flows that a node with few pins reports per second while they are half-open: as many as may begin while many slots deviate.
+const HALF_OPEN_REPORTS_MAX: u32 = 1_000;
 /// What an uplink takes if nothing is known of it.
 const MTU_DEFAULT: u32 = 1500;
 /// Headers that an MSS does not count: IP and TCP.
@@ -101,18 +103,35 @@ pub(super) fn config(core: &Core, secrets: &ClusterSecrets) -> abi::Config {
         mss6: mss(mtu, own, 1),
         flags: config_flags(core),
         icmp_errors_per_second: ICMP_ERRORS_PER_SECOND,
-        opinions: core.installed.opinions(),
-        half_open_reports_per_second: half_open_reports(core.agents.len() + 1),
+        opinions: core.installed.config().opinions,
+        half_open_reports_per_second: half_open_reports(core),
         pad: 0,
     }
 }
 
-/// Flows that each of so many nodes reports per second while they are half-open. What is left out is reported when its client
-/// answers.
-fn half_open_reports(nodes: usize) -> u32 {
-    let all = HALF_OPEN_PINS / HALF_OPEN_PIN_SECONDS;
-    let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
-    (all / nodes.max(1)).max(HALF_OPEN_REPORTS_MIN)
+/// Flows that this node reports per second while they are half-open. What is left out is reported when its client answers.
+pub(super) fn half_open_reports(core: &Core) -> u32 {
+    let nodes = u32::try_from(core.agents.len() + 1).unwrap_or(u32::MAX);
+    let before = core.installed.config().half_open_reports_per_second;
+    let pins = u32::try_from(core.own_pin_count()).unwrap_or(u32::MAX);
+    half_open_rate(nodes, pins, before)
+}
+
+/// Of one of so many nodes, which has so many pins of its own and has reported at that rate before. One that has its share of
+/// pins may be flooded: from then on it makes no more than end meanwhile, until a quarter of them is gone.
+fn half_open_rate(nodes: u32, pins: u32, before: u32) -> u32 {
+    let share = HALF_OPEN_PINS / nodes;
+    let slow = (share / HALF_OPEN_PIN_SECONDS).max(HALF_OPEN_REPORTS_MIN);
+    let may_have = if before == slow {
+        share - share / 4
+    } else {
+        share
+    };
+    if pins < may_have {
+        HALF_OPEN_REPORTS_MAX
+    } else {
+        slow
+    }
 }
 
 /// What this node does not do.
@@ -320,5 +339,31 @@ pub(super) fn node_file(core: &Core) -> LoadBalancerNode {
                 format!("{} {mode}", interface.name)
             })
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_with_its_share_of_pins_reports_half_open_flows_slowly_until_many_are_gone() {
+        const NODES: u32 = 8;
+        let share = HALF_OPEN_PINS / NODES;
+        let slow = half_open_rate(NODES, share, HALF_OPEN_REPORTS_MAX);
+        assert_eq!(
+            half_open_rate(NODES, share - 1, HALF_OPEN_REPORTS_MAX),
+            HALF_OPEN_REPORTS_MAX
+        );
+        assert_eq!(half_open_rate(NODES, share - 1, slow), slow);
+        assert_eq!(
+            half_open_rate(NODES, share * 3 / 4 - 1, slow),
+            HALF_OPEN_REPORTS_MAX
+        );
+        // All nodes together, for as long as such a pin may stay.
+        assert!(slow * HALF_OPEN_PIN_SECONDS * NODES <= HALF_OPEN_PINS);
+        // The first rate, before anything is configured.
+        assert_eq!(half_open_rate(1, 0, 0), HALF_OPEN_REPORTS_MAX);
+        assert_eq!(half_open_rate(u32::MAX, 0, 0), HALF_OPEN_REPORTS_MIN);
     }
 }

@@ -191,6 +191,11 @@ impl Installed {
         self.view = view;
     }
 
+    /// The configuration of the programs.
+    pub fn config(&self) -> &abi::Config {
+        &self.config
+    }
+
     /// How much of the maps is in use.
     pub fn usage(&self) -> Usage {
         Usage {

@@ -67,9 +67,4 @@ impl Installed {
         let all = self.config.opinions.iter();
         all.filter(|id| **id != 0).count() as u32
     }
-
-    /// The backends that stand for the node that is asked.
-    pub fn opinions(&self) -> [u32; 2] {
-        self.config.opinions
-    }
 }

@@ -32,8 +32,8 @@ const ENCAP_SECRET: [u8; 8] = *b"churning";
 const RELAYS_PER_SECOND: u64 = 4 * 500_000;
 /// MTU between nodes.
 const MTU: u16 = 1500;
-/// Flows that a node reports per second while they are half-open: as real agents of nine nodes do, on one processor.
-const HALF_OPEN_REPORTS_PER_SECOND: u32 = 4 * 60;
+/// Flows that a node reports per second while they are half-open: as real agents do that are not flooded, on one processor.
+const HALF_OPEN_REPORTS_PER_SECOND: u32 = 4 * 1_000;
 /// Largest MSS behind outer headers.
 const MSS: u16 = MTU - abi::OVERHEAD_V4 - 40;
 

@@ -214,6 +214,9 @@ impl Core {
             return Some(now + START_RETRY);
         }
         self.carry_out(now);
+        if view::half_open_reports(self) != self.installed.config().half_open_reports_per_second {
+            self.common.want(now);
+        }
         self.look_for_streams(now);
         if self.pins.missing.is_empty() && !self.pins.is_complete {
             self.pins.is_complete = true;
@@ -412,6 +415,12 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// How many flows this node has pinned.
+    pub(in crate::agent) fn own_pin_count(&self) -> usize {
+        let outbox = self.pins.outbox.as_ref();
+        outbox.map_or(0, |outbox| outbox.with(|writer| writer.pins().len()))
     }
 
     /// What whoever looks through the flows needs to know: pinned flows and their pods.

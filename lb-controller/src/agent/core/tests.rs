@@ -439,22 +439,6 @@ fn a_node_that_has_missed_a_table_is_not_fresh() {
 }
 
 #[test]
-fn half_open_flows_of_all_nodes_leave_room_for_other_pins() {
-    let mut bench = Bench::new();
-    bench.run(4);
-    let rate = |bench: &Bench| bench.maps.contents().config.half_open_reports_per_second;
-    let alone = rate(&bench);
-    assert!(alone * 60 * 2 <= lb_ebpf::abi::capacity::PINS / 2);
-    let more = nodes() + &nodes().replace("n2", "n3").replace("0.0.2", "0.0.3");
-    bench.put("nodes.yaml", &more);
-    bench.run(4);
-    assert_eq!(rate(&bench), alone * 2 / 3);
-    bench.put("nodes.yaml", &nodes());
-    bench.run(4);
-    assert_eq!(rate(&bench), alone);
-}
-
-#[test]
 fn a_substitute_is_nobody_that_slots_remember() {
     let mut bench = Bench::new();
     bench.put("pods.yaml", &pods(&[1, 2, 3]));
