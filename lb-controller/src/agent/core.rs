@@ -40,7 +40,7 @@ use crate::dataplane::next_hop::NextHops;
 use crate::dataplane::{ApplyError, Dataplane};
 use crate::handoff::Others;
 use crate::metrics::Work;
-use crate::model::freshness::Lag;
+use crate::model::freshness::{self, Facts, Heard, Lag};
 use crate::model::installed::Installed;
 use crate::model::plan;
 use crate::model::template::NodeAddresses;
@@ -387,12 +387,20 @@ impl Core {
         .min()
     }
 
-    /// Applied as far as it can be: what fails is reported and does not take freshness from the rest.
+    /// Whether the node is fresh.
     pub(super) fn is_fresh(&self) -> bool {
-        // Without the source, another agent that is heard shows that it is not this node which is cut off.
-        let hears = self.watch_error.is_none() || self.peer_heard;
-        let known = self.listed && self.secrets.is_some() && hears;
-        known && self.configured && !self.is_waiting() && !self.is_behind()
+        let known = self.listed && self.secrets.is_some() && self.configured;
+        let facts = Facts {
+            // As far as it can be: what fails is reported and does not take freshness from the rest.
+            applied: known && !self.is_waiting(),
+            // Without the source, another agent that is heard shows that it is not this node which is cut off.
+            heard: match &self.watch_error {
+                None => Heard::Source(Some(self.looked)),
+                Some(_) => Heard::Peers(self.peer_heard.then_some(self.looked)),
+            },
+            behind: self.is_behind(),
+        };
+        freshness::fresh(&facts, self.looked).is_ok()
     }
 
     /// Notes whether others know newer tables.

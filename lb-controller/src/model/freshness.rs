@@ -27,12 +27,13 @@ pub struct Facts {
     pub behind: bool,
 }
 
-/// Who is there to be heard, and when it was last.
+/// Whose silence would mean that this node is cut off, and when it was heard last.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Heard {
     /// Peers, by their gossip.
     Peers(Option<Instant>),
-    /// There is no peer: the source of objects, by its answers.
+    /// The source of objects, by its answers. While it answers, peers may be silent: the last node of a cluster that is left
+    /// goes on.
     Source(Option<Instant>),
 }
 
@@ -46,7 +47,7 @@ pub enum Stale {
     #[error("no peer was heard for {SILENCE_MAX:?}")]
     NoPeer,
     /// It may have missed something.
-    #[error("it has no peers, and the source of objects has not answered for {SILENCE_MAX:?}")]
+    #[error("the source of objects has not answered for {SILENCE_MAX:?}")]
     NoSource,
     /// It has missed something.
     #[error("a peer has applied a newer version of a table")]

@@ -172,6 +172,7 @@ impl Core {
             return Ok(());
         };
         self.installed.set_view(view::of(self, &secrets));
+        self.opinion_again(Instant::now());
         let complete = self.complete();
         let config = self.installed.plan_config(view::config(self, &secrets));
         self.apply(config.as_slice())?;

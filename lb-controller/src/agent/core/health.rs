@@ -114,7 +114,7 @@ impl Core {
         if self.is_behind() {
             add(
                 format!("tables of node {}", self.settings.node),
-                "other agents know newer ones; until they come packets of unknown flows are held back; see that the agent reaches its source",
+                "other agents know newer ones; until they come this node does not decide about packets of unknown flows; see that the agent reaches its source",
             );
         }
         for interface in &self.interfaces {

@@ -27,6 +27,14 @@ impl Core {
         }
     }
 
+    /// The ways to nodes have changed: that to the chosen one may have been unknown. What an earlier start of the agent chose stays
+    /// until this one chooses.
+    pub(super) fn opinion_again(&mut self, now: Instant) {
+        if self.opinion.node.is_some() {
+            self.opinion.attempt.want(now);
+        }
+    }
+
     /// A balancer that says that it is fresh: the present one if it does, else the next by name after this node, so that
     /// nodes do not all ask the same.
     fn best_opinion(&self) -> Option<Arc<str>> {
