@@ -1,5 +1,6 @@
 //! The agent against a real API server, as its own service account with the rights that `deploy/kustomize` gives it, over the
-//! kernel's maps. Everything runs in a network namespace of its own, which ends with the test.
+//! kernel's maps. Everything runs in a network namespace of its own, which ends with the test. One file: both
+//! tests follow one agent, over the same set-up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;

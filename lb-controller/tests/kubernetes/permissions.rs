@@ -1,4 +1,5 @@
-//! Every verb of both roles in `deploy/kustomize`, the test that needs it, and a run without it that fails there.
+//! Every verb of both roles in `deploy/kustomize`, the test that needs it, and a run without it that fails there. One
+//! file: it is one table, and how its rows are tried.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;

@@ -1,5 +1,6 @@
 //! From YAML to a dump of the maps, as in a cluster: the manager's core and the agent of node `n1` between objects, over maps
-//! in memory, maps that fail now and then, and the kernel's. Each scenario ends with everything deleted and empty maps.
+//! in memory, maps that fail now and then, and the kernel's. Each scenario ends with everything deleted and empty maps. One file:
+//! the table of scenarios is what is to be read, and the rest plays it.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,5 @@
-//! A core, agents that are values, and what is asked of them. The clock is an argument.
+//! A core, agents that are values, and what is asked of them. The clock is an argument. One file: every test tells the same
+//! scene's story a little further.
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;

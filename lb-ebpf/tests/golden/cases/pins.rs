@@ -1,5 +1,5 @@
 //! Flows that tables alone do not find: pinned by their owners, sent to substitutes, reported; nodes that are suspected, and
-//! second opinions.
+//! second opinions. One file: its cases are those of `golden/pins.txt`, in that order.
 
 use lb_ebpf::abi::{
     Backend, DropReason, Limited, Pin, SLOT_DEVIATES, Stat, backend_flag, config_flag, mark,

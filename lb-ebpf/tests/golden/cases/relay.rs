@@ -1,4 +1,5 @@
-//! Flows that nobody here knows: passed on, returned to a closing owner, held back, or admitted.
+//! Flows that nobody here knows: passed on, returned to a closing owner, held back, or admitted. One file: its cases
+//! are those of `golden/relay.txt`, in that order.
 
 use lb_ebpf::abi::{DropReason, Limited, Stat, backend_flag, config_flag, mark};
 

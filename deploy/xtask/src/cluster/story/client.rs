@@ -1,11 +1,11 @@
 //! Runs `lbctl lab-client` on the client's machine. Knows what it prints, and nothing of the cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use rig::cluster::plan;
 use rig::{Cluster, Machine};
 use serde::Deserialize;
@@ -72,6 +72,24 @@ pub(super) struct Held {
     pub(super) broken: u64,
     pub(super) longest_wait_ms: u64,
     pub(super) reasons: Vec<String>,
+}
+
+impl Held {
+    /// Those of these pods as one; an error if there are none, since then nothing is shown.
+    pub(super) fn on(pods: &BTreeSet<String>, sessions: Sessions) -> anyhow::Result<Self> {
+        let mut all = Self::default();
+        for (_, held) in sessions.into_iter().filter(|(pod, _)| pods.contains(pod)) {
+            all.sessions += held.sessions;
+            all.broken += held.broken;
+            all.longest_wait_ms = all.longest_wait_ms.max(held.longest_wait_ms);
+            all.reasons.extend(held.reasons);
+        }
+        ensure!(
+            all.sessions > 0,
+            "no long connection is to a pod that must keep it"
+        );
+        Ok(all)
+    }
 }
 
 impl Client {

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use rig::cluster::plan;
 
-use super::super::client::{Client, Held, Sessions, Steady};
+use super::super::client::{Client, Held, Steady};
 use super::super::objects::{self, WEB, web_tcp};
 use super::super::summary::Summary;
 use super::super::world::{NAMESPACE, World};
@@ -53,20 +53,7 @@ impl Load {
     /// New connections, and the long ones on these pods.
     fn end(self, living: &BTreeSet<String>) -> anyhow::Result<(Steady, Held)> {
         let new = self.steady.stop()?;
-        let mut all = Held::default();
-        for (_, held) in
-            (self.sessions.stop::<Sessions>()?.into_iter()).filter(|(pod, _)| living.contains(pod))
-        {
-            all.sessions += held.sessions;
-            all.broken += held.broken;
-            all.longest_wait_ms = all.longest_wait_ms.max(held.longest_wait_ms);
-            all.reasons.extend(held.reasons);
-        }
-        ensure!(
-            all.sessions > 0,
-            "no long connection is to a pod that lives"
-        );
-        Ok((new, all))
+        Ok((new, Held::on(living, self.sessions.stop()?)?))
     }
 }
 

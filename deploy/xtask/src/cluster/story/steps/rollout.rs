@@ -3,8 +3,6 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::ensure;
-
 use super::super::client::{Held, Sessions, Steady};
 use super::super::objects;
 use super::super::summary::Summary;
@@ -80,23 +78,10 @@ pub(in super::super) fn rollout(
 }
 
 /// The sessions on pods that were not replaced, as one.
-fn on_staying_pods(world: &World, mut sessions: Sessions) -> anyhow::Result<Held> {
+fn on_staying_pods(world: &World, sessions: Sessions) -> anyhow::Result<Held> {
     let uids = world.kubectl("get pods -l app=stay -o jsonpath={.items[*].metadata.uid}")?;
-    let mut all = Held::default();
-    for held in uids
-        .split_whitespace()
-        .filter_map(|uid| sessions.remove(uid))
-    {
-        all.sessions += held.sessions;
-        all.broken += held.broken;
-        all.longest_wait_ms = all.longest_wait_ms.max(held.longest_wait_ms);
-        all.reasons.extend(held.reasons);
-    }
-    ensure!(
-        all.sessions > 0,
-        "no long connection is to a pod that stays"
-    );
-    Ok(all)
+    let staying = uids.split_whitespace().map(str::to_owned).collect();
+    Held::on(&staying, sessions)
 }
 
 fn judge(policy: &str, load: &Steady, held: &Held, summary: &mut Summary) {
