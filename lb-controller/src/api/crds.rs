@@ -6,6 +6,7 @@ use kube::CustomResourceExt;
 use super::address_pool::AddressPool;
 use super::l2_advertisement::L2Advertisement;
 use super::load_balancer_node::LoadBalancerNode;
+use super::node_drain::NodeDrain;
 use super::service_table::ServiceTable;
 
 /// All of them, by name.
@@ -14,6 +15,7 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         AddressPool::crd(),
         L2Advertisement::crd(),
         LoadBalancerNode::crd(),
+        NodeDrain::crd(),
         ServiceTable::crd(),
     ]
 }

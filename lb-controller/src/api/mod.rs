@@ -6,5 +6,6 @@ pub mod crds;
 pub mod file;
 pub mod l2_advertisement;
 pub mod load_balancer_node;
+pub mod node_drain;
 pub mod selector;
 pub mod service_table;
