@@ -38,6 +38,9 @@ pub struct NodeDrainSpec {
     /// Goes on although something is in the way: a node that does not answer, the last announcer of a VIP.
     #[serde(default, skip_serializing_if = "is_default")]
     pub force: bool,
+    /// Nothing is done but to look what would be in the way and what would happen; `status.findings` tells.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub dry_run: bool,
     /// After so many seconds a drain that is not done is given up, and the node is put to use again; never if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 604_800))]
