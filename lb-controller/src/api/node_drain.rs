@@ -75,7 +75,7 @@ pub enum Trigger {
     Shutdown,
 }
 
-/// How far a drain is.
+/// How far a drain is. Whatever is empty is written as such: a merge patch would leave what was there.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeDrainStatus {
@@ -91,22 +91,22 @@ pub struct NodeDrainStatus {
     #[schemars(with = "Option<String>")]
     pub started_at: Option<Timestamp>,
     /// What it waits for, one sentence each.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub waits_for: Vec<String>,
     /// What was found before it began.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub findings: Vec<Finding>,
     /// Connections of the node's pods.
     #[serde(default)]
     pub connections: Connections,
     /// Nodes that the connections are handed off to.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub balancers: Vec<Receiver>,
     /// What happened, oldest first; the last 32.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub log: Vec<Entry>,
     /// `SafeToReboot`, `BalancerDrained`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     #[schemars(schema_with = "selector::conditions_schema")]
     pub conditions: Vec<Condition>,
 }

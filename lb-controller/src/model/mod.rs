@@ -15,6 +15,7 @@ pub mod claim;
 pub mod collect;
 pub mod diff;
 mod draft;
+pub mod drain;
 pub mod endpoint;
 pub mod explain;
 pub mod findable;
