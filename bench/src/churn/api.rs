@@ -286,6 +286,10 @@ impl Api {
 }
 
 impl Cluster for Api {
+    fn is_leaving(&self, _node: &str) -> bool {
+        false
+    }
+
     fn pod(&self, uid: &str) -> Option<&PodObject> {
         self.objects.get(uid)
     }

@@ -6,6 +6,7 @@
 
 mod announce;
 mod apply;
+mod draining;
 pub(super) mod handing;
 mod health;
 mod inputs;
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use self::announce::Announcing;
+use self::draining::Draining;
 use self::handing::Handing;
 use self::opinion::Opinion;
 use self::pins::Pins;
@@ -47,7 +49,7 @@ use crate::model::template::NodeAddresses;
 use crate::source::files::Files;
 use crate::source::index::{Index, Named};
 use crate::source::output::{Outputs, Writer};
-use crate::source::parse::ObjectKey;
+use crate::source::parse::{Kind, ObjectKey};
 use crate::source::secret::ClusterSecrets;
 
 /// Longest time spent on applying before questions and events are looked at again.
@@ -157,6 +159,8 @@ pub struct Core {
     pub(super) fresh: Fresh,
     pub(super) started: Instant,
     files: Files,
+    /// `NodeDrain`s as the manager of a directory writes them.
+    drains: Files,
     pub(super) index: Index,
     pub(super) tables: Tables,
     pub(super) statuses: BTreeMap<Named, ServiceStatus>,
@@ -199,6 +203,7 @@ pub struct Core {
     pub(super) agents: Arc<Others>,
     pub(super) pins: Pins,
     handing: Handing,
+    draining: Draining,
     /// When something about pins is to be looked at.
     pins_due: Option<Instant>,
     /// Why the node's object is not as it should be.
@@ -243,7 +248,9 @@ impl Core {
             installed,
             fresh,
             started: now,
-            files: Files::default(),
+            // The manager writes them anew, with what they have come to.
+            files: Files::without(Kind::NodeDrain),
+            drains: Files::default(),
             index: Index::default(),
             tables: Tables::default(),
             statuses: BTreeMap::new(),
@@ -272,6 +279,7 @@ impl Core {
             agents: Arc::default(),
             pins: Pins::new(hands_off, goes_on),
             handing: Handing::default(),
+            draining: Draining::default(),
             pins_due: None,
             node_fault: None,
             last_list: None,

@@ -68,6 +68,8 @@ async fn tell(handle: &Handle, swept: Swept) {
         found,
         ended,
         proposals,
+        drain,
+        open,
     } = swept;
     let mut left = found.as_slice();
     while left.len() > FOUND_AT_ONCE {
@@ -83,6 +85,8 @@ async fn tell(handle: &Handle, swept: Swept) {
         found: left.to_vec(),
         ended,
         proposals,
+        drain,
+        open,
     };
     _ = handle.swept(last).await;
 }
@@ -94,10 +98,13 @@ fn look(
 ) -> Result<Swept, ApplyError> {
     let mut swept = Swept {
         proposals: wanted.proposals.iter().map(|(id, _)| *id).collect(),
+        drain: wanted.drain.clone(),
         ..Swept::default()
     };
     let pods: HashMap<FlowKey, SocketAddr> = pinned.iter().copied().collect();
+    let mut open = 0;
     flows.list(|record| {
+        open += u64::from(record.is_open() && record.is_known());
         let is_pinned = |flow: &FlowKey| pods.get(flow) == Some(&record.pod);
         if record.is_open()
             && let Ok(flow) = FlowKey::new(record.protocol, record.client, record.vip)
@@ -108,6 +115,7 @@ fn look(
         }
         true
     })?;
+    swept.open = Some(open);
     for (key, pod) in pinned {
         if !flows.is_open(key.protocol(), key.client(), pod)? {
             swept.ended.push((key, pod));
@@ -121,7 +129,8 @@ fn must_be_pinned(flow: &FlowKey, record: &FlowRecord, wanted: &Wanted) -> bool 
     let proposals = wanted.proposals.iter();
     let mut concerned = proposals.filter(|(_, finder)| finder.is_about(flow));
     // Half-open ones are reported at a limited rate, or a flood would fill the balancers with pins.
-    record.is_known() && (record.is_reported || wanted.tracked.contains(&record.vip.ip()))
+    let is_tracked = || wanted.drain.is_some() || wanted.tracked.contains(&record.vip.ip());
+    record.is_known() && (record.is_reported || is_tracked())
         || concerned.any(|(_, finder)| !finder.finds(flow, record.identity, record.pod.ip()))
 }
 

@@ -13,6 +13,7 @@ use super::fault;
 use crate::api::address_pool::AddressPool;
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::{LoadBalancerNode, NodeRole, XdpMode};
+use crate::api::node_drain::Phase;
 use crate::api::selector::{self, Labels};
 use crate::api::service_table::{ServiceTableSpec, TrafficPolicy};
 use crate::source::index::{Index, Named};
@@ -71,11 +72,17 @@ fn name(balancer: &LoadBalancerNode) -> &str {
     balancer.metadata.name.as_deref().unwrap_or_default()
 }
 
-/// Its Node exists and is not excluded. Whether it is ready or may be scheduled says nothing about forwarding.
+/// Its Node exists, is not excluded and not being drained so far. Whether it is ready or may be scheduled says nothing about forwarding.
 fn is_eligible(index: &Index, balancer: &LoadBalancerNode) -> bool {
     let Some(node) = index.node(name(balancer)) else {
         return false;
     };
+    let drain = index
+        .drain(name(balancer))
+        .and_then(|drain| drain.status.as_ref());
+    if drain.is_some_and(|drain| drain.phase.has_reached(Phase::Deprefer)) {
+        return false;
+    }
     let label = node.metadata.labels.as_ref();
     label
         .and_then(|labels| labels.get(EXCLUDE_LABEL))

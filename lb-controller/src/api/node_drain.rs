@@ -190,6 +190,18 @@ pub mod condition {
 }
 
 impl Phase {
+    /// All of them, in their order.
+    pub const ALL: [Self; 8] = [
+        Self::Preflight,
+        Self::Exclude,
+        Self::HandOff,
+        Self::Deprefer,
+        Self::Withdraw,
+        Self::Quiesce,
+        Self::Drained,
+        Self::Failed,
+    ];
+
     /// Whether nothing more happens by itself.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Drained | Self::Failed)

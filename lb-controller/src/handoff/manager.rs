@@ -182,6 +182,7 @@ impl ControlClient {
             Report::Applied { .. }
             | Report::RetireReady { .. }
             | Report::RetireRefused { .. }
+            | Report::Drain(_)
             | Report::Pins { .. } => {
                 return Err(Malformed::Unexpected("a report before the greeting").into());
             }

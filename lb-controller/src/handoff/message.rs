@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::admin;
+use crate::api::node_drain::Phase;
 use crate::api::service_table::ServiceTableSpec;
 use crate::model::pins::{Incarnation, Position, Refusal};
 
@@ -100,6 +102,23 @@ pub enum Instruction {
     },
 }
 
+/// How far the drain of a node has come, as its agent knows.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Drained {
+    /// UID of the `NodeDrain`.
+    pub uid: Arc<str>,
+    /// The phase that is carried out; none before the first.
+    pub phase: Option<Phase>,
+    /// Up to where all flows of the node are pinned, and how many these were; none while they are not.
+    pub handed_off: Option<(Position, u64)>,
+    /// Why they can not be.
+    pub fault: Option<String>,
+    /// Flows that are open.
+    pub open: u64,
+    /// For how long no more than [`QUIET_RATE`](crate::model::drain::QUIET_RATE) has arrived.
+    pub quiet_for: Duration,
+}
+
 /// What an agent tells the manager.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Report {
@@ -137,13 +156,13 @@ pub enum Report {
         /// Why.
         why: String,
     },
+    /// How far the drain of this node has come here.
+    Drain(Drained),
     /// How far this node's pins have come.
     Pins {
         /// What is written.
         written: Position,
         /// What each balancer holds.
         acknowledged: Vec<(Arc<str>, Position)>,
-        /// Age of the oldest change that some balancer has not acknowledged.
-        lag_ms: u64,
     },
 }

@@ -20,8 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::answers::Handoff;
 use super::core::{Core, Write};
+use super::draining::{Draining, Known, Look};
 use super::retiring::{Retiring, Todo};
 use crate::admin::Problem;
+use crate::api::node_drain::NodeDrainStatus;
 use crate::api::service_table::ServiceTableSpec;
 use crate::handoff::counts::{Streams, Tally};
 use crate::handoff::dial::Dialler;
@@ -39,6 +41,7 @@ const BATCH_MAX: usize = 1024;
 /// Agents, as the manager's loop uses them.
 pub(super) struct Agents {
     retiring: Retiring,
+    draining: Draining,
     instructions: BTreeMap<Arc<str>, mpsc::Sender<Instruction>>,
     heard: mpsc::Receiver<Heard>,
     others: watch::Sender<Others>,
@@ -76,6 +79,7 @@ impl Agents {
         tasks.spawn(client.run(named, stop.clone()));
         Self {
             retiring: Retiring::default(),
+            draining: Draining::default(),
             instructions: BTreeMap::new(),
             heard,
             others,
@@ -95,6 +99,7 @@ impl Agents {
     pub(super) fn follow(&mut self) {
         self.name(Others::default());
         self.retiring.reset();
+        self.draining.reset();
         self.instructions.clear();
         while self.heard.try_recv().is_ok() {}
     }
@@ -122,11 +127,16 @@ impl Agents {
             match news {
                 News::Up { instructions } => {
                     self.retiring.up(&node);
+                    self.draining.up(&node);
                     self.instructions.insert(node, instructions);
                 }
-                News::Report(report) => self.retiring.report(&node, report, now),
+                News::Report(report) => {
+                    self.draining.report(&node, &report);
+                    self.retiring.report(&node, report, now);
+                }
                 News::Down => {
                     self.retiring.down(&node);
+                    self.draining.down(&node);
                     self.instructions.remove(&node);
                 }
             }
@@ -171,6 +181,25 @@ impl Agents {
             (None, Some(_)) => WhenFull::OldestLeaves,
             (Some(_), _) | (None, None) => WhenFull::Waits,
         }
+    }
+
+    /// What each drain comes to, where that is something else than what is known; by name of the node.
+    pub(super) fn advance(
+        &mut self,
+        known: &Known,
+        core: &Core,
+        concurrent: u16,
+        now: Timestamp,
+    ) -> BTreeMap<String, NodeDrainStatus> {
+        let others = self.others.borrow().clone();
+        let look = Look {
+            core,
+            retiring: &self.retiring,
+            others: &others,
+            concurrent,
+            now,
+        };
+        self.draining.advance(known, &look)
     }
 
     fn send(&mut self, node: &Arc<str>, instruction: Instruction, now: Instant) {

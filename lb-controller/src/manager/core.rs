@@ -3,6 +3,7 @@
 
 mod addresses;
 mod service;
+mod standing;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -118,6 +119,8 @@ pub struct Core {
     /// Services that are due, so that an event costs nothing for all others.
     queue: BTreeSet<(Instant, Named)>,
     deadlines: BTreeSet<(Timestamp, Named)>,
+    /// Nodes whose pods are to get no new flows.
+    leaving: BTreeSet<String>,
     /// Services whose history should be retired.
     retiring: BTreeSet<Named>,
     /// Services by the pods that their tables name: who must hear of a death.
@@ -145,6 +148,7 @@ impl Core {
             services: BTreeMap::new(),
             queue: BTreeSet::new(),
             deadlines: BTreeSet::new(),
+            leaving: BTreeSet::new(),
             retiring: BTreeSet::new(),
             named_by: BTreeMap::new(),
         }
@@ -265,6 +269,22 @@ impl Core {
     /// What becomes of a change that has no room for its history.
     pub fn when_full(&self) -> WhenFull {
         self.settings.when_full
+    }
+
+    /// Says which nodes are being drained, so that their pods get no new flows where others can serve.
+    pub fn set_leaving(&mut self, leaving: BTreeSet<String>, now: Instant) {
+        if self.leaving != leaving {
+            tracing::info!(nodes = ?leaving, "pods of these nodes get no new connections, or get them again");
+            self.leaving = leaving;
+            self.mark_all(now);
+        }
+    }
+
+    /// Whether a Service is still to be looked at.
+    pub(super) fn is_due(&self, named: &Named) -> bool {
+        self.services
+            .get(named)
+            .is_some_and(|state| state.due.is_some())
     }
 
     /// Agents can be asked to hand connections off from here on, or no more.

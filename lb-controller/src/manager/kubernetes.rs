@@ -10,6 +10,7 @@
 mod advertisements;
 mod conditions;
 mod desk;
+mod drains;
 mod elect;
 mod events;
 mod known;
@@ -28,6 +29,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::desk::Desk;
+use self::drains::Drains;
 use self::events::Notes;
 use self::known::{status_of, version};
 use self::statuses::Statuses;
@@ -54,6 +56,7 @@ pub(super) async fn run(
     namespace: String,
     identity: String,
     agents: Option<Agents>,
+    concurrent: u16,
     shared: &Shared,
     stop: &CancellationToken,
 ) {
@@ -78,6 +81,7 @@ pub(super) async fn run(
         balancers_changed: false,
         desk: Desk::new(client.clone(), notes.clone()),
         statuses: Statuses::new(client.clone()),
+        drains: Drains::new(client.clone(), concurrent),
         client,
         namespace,
         watches,
@@ -103,6 +107,7 @@ struct Shell {
     balancers_changed: bool,
     desk: Desk,
     statuses: Statuses,
+    drains: Drains,
     /// Until when we lead.
     until: watch::Receiver<Option<Instant>>,
     /// The core has started as leader.
@@ -135,6 +140,7 @@ impl Shell {
             self.take(&mut batch, now);
             self.lead(listed && !more, now);
             if self.leading {
+                self.drains.leave(&mut self.core, now);
                 for write in self.core.work(now, wall) {
                     if let Some(agents) = &mut self.agents {
                         agents.written(&write, now);
@@ -142,6 +148,8 @@ impl Shell {
                     self.desk.touch(write.named().clone());
                 }
                 self.retire(&mut heard, now, wall);
+                self.drains
+                    .work(&self.core, self.agents.as_mut(), &self.notes, wall);
                 self.desk.pump(&self.core, now);
                 self.statuses.work(&self.core, now, wall);
             }
@@ -190,7 +198,13 @@ impl Shell {
         ];
         let at_once = at_once.into_iter().flatten().filter(|_| self.leading);
         let statuses = self.statuses.next_wake().filter(|_| self.leading);
-        let later = [statuses, self.desk.next_wake(), *self.until.borrow()];
+        let drains = self.drains.next_wake(now).filter(|_| self.leading);
+        let later = [
+            statuses,
+            drains,
+            self.desk.next_wake(),
+            *self.until.borrow(),
+        ];
         let later = later.into_iter().flatten().filter(|wake| *wake > now);
         let next = at_once.chain(later);
         let next = next.chain(self.untold.then_some(self.tell_at)).min();

@@ -6,6 +6,7 @@
 mod agents;
 mod answers;
 pub mod core;
+mod draining;
 pub mod kubernetes;
 mod retiring;
 pub mod standalone;
@@ -55,6 +56,9 @@ pub struct Options {
     /// Where the admin answers (of a manager: status) are given; nowhere if not given.
     #[arg(long, value_name = "PATH")]
     pub admin_socket: Option<PathBuf>,
+    /// Nodes that may be drained at once; others wait for their turn.
+    #[arg(long, value_name = "N", default_value_t = draining::CONCURRENT_DEFAULT, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub max_concurrent_drains: u16,
     /// Whether histories are retired.
     #[command(flatten)]
     pub handoff: handoff::Options,
@@ -83,7 +87,14 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let certificates = options.handoff.certificates.as_deref();
     let agents = certificates.map(|place| Agents::start(place, Times::default(), &stop));
     if let Some(manifests) = &options.manifests {
-        standalone(manifests, agents, &shared, &stop).await?;
+        standalone(
+            manifests,
+            agents,
+            options.max_concurrent_drains,
+            &shared,
+            &stop,
+        )
+        .await?;
     } else {
         let client = options.cluster.client().await?;
         let identity = options.identity.unwrap_or_else(|| {
@@ -95,7 +106,10 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         let Cluster { namespace, .. } = options.cluster;
         tracing::info!(namespace, identity, "manager starts");
         tell_without(agents.as_ref());
-        let work = kubernetes::run(client, namespace, identity, agents, &shared, &stop);
+        let concurrent = options.max_concurrent_drains;
+        let work = kubernetes::run(
+            client, namespace, identity, agents, concurrent, &shared, &stop,
+        );
         Box::pin(work).await;
     }
     while servers.join_next().await.is_some() {}
@@ -115,6 +129,7 @@ fn tell_without(agents: Option<&Agents>) {
 async fn standalone(
     manifests: &Path,
     agents: Option<Agents>,
+    concurrent: u16,
     shared: &Shared,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -132,8 +147,10 @@ async fn standalone(
     // Read once: from here on they are what we write.
     let (_, tables) = Directory::open(vec![outputs.tables()], Vec::new())?;
     let (_, statuses) = Directory::open(vec![outputs.statuses()], Vec::new())?;
+    let (_, drains) = Directory::open(vec![outputs.drains()], Vec::new())?;
     let nodes = Directory::open(vec![outputs.nodes()], Vec::new())?;
-    let core = Standalone::resume_with(agents, outputs, &tables, &statuses);
+    let mut core = Standalone::resume_with(agents, outputs, &tables, &statuses);
+    core.resume_drains(&drains, concurrent);
     let directory = Directory::open(vec![manifests.to_owned()], Vec::new())?;
     tracing::info!(manifests = %manifests.display(), "manager starts");
     follow(manifests, core, directory, nodes, shared, stop).await;

@@ -338,6 +338,19 @@ impl Retiring {
         };
     }
 
+    /// Agents that are there and have not applied one of these tables.
+    pub(super) fn behind<'a>(
+        &self,
+        tables: impl IntoIterator<Item = (&'a Named, &'a ServiceTableSpec)>,
+    ) -> BTreeSet<String> {
+        let mut behind = BTreeSet::new();
+        for (_, table) in tables {
+            let lacks = self.reached.lacking(&table.service_uid, table.version);
+            behind.extend(lacks.map(ToString::to_string));
+        }
+        behind
+    }
+
     /// When to work again though nothing is heard.
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         let has_room = self.counts().under_way < UNDER_WAY_MAX;

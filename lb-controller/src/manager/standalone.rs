@@ -11,8 +11,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::agents::{self, Agents};
 use super::answers::Handoff;
 use super::core::{Core, Requests, Settings, Write};
+use super::draining::{self, Known};
 use crate::admin::Problem;
 use crate::api::file::{LoadBalancerNode, ServiceStatus};
+use crate::api::node_drain::{NodeDrain, NodeDrainStatus};
 use crate::api::service_table::ServiceTable;
 use crate::handoff::manager::Heard;
 use crate::model::template::NodeAddresses;
@@ -31,6 +33,10 @@ pub struct Standalone {
     files: Files,
     /// Faults of tables that were on disk at the start.
     table_faults: BTreeMap<PathBuf, String>,
+    /// Drains and what they have come to, by name of the node.
+    drains: Known,
+    /// Drains that may be under way at once.
+    concurrent: u16,
     writer: Writer,
     writes: u64,
 }
@@ -87,6 +93,8 @@ impl Standalone {
             outputs,
             files: Files::default(),
             table_faults,
+            drains: Known::new(),
+            concurrent: draining::CONCURRENT_DEFAULT,
             writer: Writer::default(),
             writes: 0,
         }
@@ -151,6 +159,7 @@ impl Standalone {
 
     /// Does what is due.
     pub fn work(&mut self, now: Instant, wall: Timestamp) {
+        self.drain(now, wall);
         for write in self.core.work(now, wall) {
             if let Some(agents) = &mut self.agents {
                 agents.written(&write, now);
@@ -187,10 +196,90 @@ impl Standalone {
         }
     }
 
+    /// Goes on with what drains had come to before the start.
+    pub(super) fn resume_drains(&mut self, drains: &BTreeMap<PathBuf, Content>, concurrent: u16) {
+        self.concurrent = concurrent;
+        for (path, content) in drains {
+            let Some(node) = path.file_stem().and_then(|name| name.to_str()) else {
+                continue;
+            };
+            match read_as::<NodeDrain>(content) {
+                Ok(drain) => {
+                    let status = drain.status.clone().unwrap_or_default();
+                    self.drains.insert(node.to_owned(), (drain, status));
+                }
+                // Decided anew, from what was asked for.
+                Err(sentence) => tracing::warn!(path = %path.display(), "{sentence}"),
+            }
+        }
+        self.leave(Instant::now());
+    }
+
+    /// Looks what drains come to, and writes that.
+    fn drain(&mut self, now: Instant, wall: Timestamp) {
+        let asked = self.core.index().drains();
+        let asked = asked.filter_map(|drain| Some((drain.metadata.name.clone()?, drain.clone())));
+        let asked: BTreeMap<String, NodeDrain> = asked.collect();
+        let gone: Vec<String> = self
+            .drains
+            .keys()
+            .filter(|node| !asked.contains_key(*node))
+            .cloned()
+            .collect();
+        for node in gone {
+            tracing::info!(node, "is put to use again");
+            self.drains.remove(&node);
+            self.writer.remove(self.drain_file(&node), now);
+        }
+        for (node, drain) in asked {
+            let known = self.drains.get(&node);
+            if known.is_none_or(|(known, _)| known.metadata.uid != drain.metadata.uid) {
+                self.drains
+                    .insert(node, (drain, NodeDrainStatus::default()));
+            }
+        }
+        let changed = match &mut self.agents {
+            Some(agents) => agents.advance(&self.drains, &self.core, self.concurrent, wall),
+            None => draining::refuse(&self.drains, wall),
+        };
+        for (node, status) in changed {
+            draining::tell(&node, &self.drains[&node].1, &status);
+            let path = self.drain_file(&node);
+            if let Some((drain, known)) = self.drains.get_mut(&node) {
+                *known = status;
+                let object = NodeDrain {
+                    status: Some(known.clone()),
+                    ..drain.clone()
+                };
+                match serde_saphyr::to_string(&object) {
+                    Ok(text) => self.writer.write(path, text, now),
+                    Err(error) => {
+                        tracing::warn!(path = %path.display(), "can not be written: {error}");
+                    }
+                }
+            }
+        }
+        self.leave(now);
+    }
+
+    /// Has pods of drained nodes get no new flows.
+    fn leave(&mut self, now: Instant) {
+        let drains = self.drains.iter();
+        let leaving = draining::leaving(
+            drains.map(|(node, (drain, status))| (node.as_str(), drain, status.phase)),
+        );
+        self.core.set_leaving(leaving, now);
+    }
+
+    fn drain_file(&self, node: &str) -> PathBuf {
+        self.outputs.drains().join(format!("{node}.yaml"))
+    }
+
     /// When there is something to do next without an event.
     pub fn next_wake(&self, now: Instant, wall: Timestamp) -> Option<Instant> {
         let wakes = [
             self.core.next_wake(now, wall),
+            draining::next_wake(&self.drains, now),
             self.writer.next_due(),
             self.agents
                 .as_ref()

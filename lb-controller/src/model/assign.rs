@@ -327,11 +327,25 @@ impl Next<'_> {
         if self.retirement.is_some() || !groups.iter().any(has_history) {
             return;
         }
-        if quiet.is_some_and(|quiet| quiet <= self.now) {
+        if groups.iter().any(|group| self.remembers_leaving(group)) {
+            self.retirement = Some(Wanted::Drain);
+        } else if quiet.is_some_and(|quiet| quiet <= self.now) {
             self.retirement = Some(Wanted::Quiet);
         } else {
             self.deadline = self.deadline.into_iter().chain(quiet).min();
         }
+    }
+
+    /// Whether a group's history names pods of a node that is being drained.
+    fn remembers_leaving(&self, group: &Group) -> bool {
+        let slots = &group.slots;
+        let previous = slots.previous.iter().flat_map(|one| &one.owners);
+        let older = slots.slots.iter().flat_map(|slot| &slot.older);
+        let mut history = previous.chain(older);
+        history.any(|number| {
+            let candidate = &slots.candidates[*number as usize];
+            self.cluster.is_leaving(&candidate.node)
+        })
     }
 
     fn report(&mut self, fault: Fault) {

@@ -344,8 +344,8 @@ impl Step<'_> {
 
 const UNHEARD: &str = "its agent to be heard";
 
-/// Names for a sentence; none if there are none.
-fn named(names: &BTreeSet<String>) -> Option<String> {
+/// Names for a sentence, not too many; none if there are none.
+pub fn named(names: &BTreeSet<String>) -> Option<String> {
     let mut shown: Vec<_> = names.iter().take(NAMED_MAX).cloned().collect();
     if let Some(rest @ 1..) = names.len().checked_sub(NAMED_MAX) {
         shown.push(format!("{rest} more"));

@@ -23,6 +23,8 @@ pub trait Cluster {
     fn pod(&self, uid: &str) -> Option<&Pod>;
     /// Whether a Node of this name exists.
     fn has_node(&self, name: &str) -> bool;
+    /// Whether pods of a Node are to get no new flows where others can serve: it is being drained.
+    fn is_leaving(&self, node: &str) -> bool;
     /// Whether all Pods and Nodes are known. Until then nobody is dead.
     fn is_complete(&self) -> bool;
 }
@@ -258,13 +260,17 @@ impl Merge<'_> {
                 node: node.into(),
             });
         }
+        let mut serving = Serving::of(endpoint.conditions.as_ref(), self.service.publish_not_ready);
+        if self.cluster.is_leaving(node) {
+            serving = serving.min(Serving::Terminating);
+        }
         Ok(Endpoint {
             weight: self.weight(&uid),
             uid,
             address,
             port: 0,
             node: node.into(),
-            serving: Serving::of(endpoint.conditions.as_ref(), self.service.publish_not_ready),
+            serving,
         })
     }
 

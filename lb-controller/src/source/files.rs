@@ -57,11 +57,21 @@ impl Unknown {
 #[derive(Default, Debug)]
 pub struct Files {
     files: BTreeMap<String, File>,
+    /// Objects of this kind are not taken from here.
+    left_out: Option<Kind>,
     /// Files by object; the first defines it.
     definitions: BTreeMap<ObjectKey, BTreeSet<String>>,
 }
 
 impl Files {
+    /// No files yet; objects of one kind will come from elsewhere.
+    pub fn without(kind: Kind) -> Self {
+        Self {
+            left_out: Some(kind),
+            ..Self::default()
+        }
+    }
+
     /// Takes in the new content of a file and brings the index in line. Says whether the index changed.
     pub fn update(&mut self, name: &str, content: &Content, index: &mut Index) -> bool {
         let before = self.files.remove(name);
@@ -69,7 +79,11 @@ impl Files {
             Content::Gone => None,
             Content::Unreadable(sentence) => Some(kept(name, before.as_ref(), sentence)),
             Content::Text(text) => Some(match parse(text) {
-                Ok(parsed) => sound(name, before.as_ref(), parsed.objects, parsed.faults),
+                Ok(mut parsed) => {
+                    let is_left_out = |key: &ObjectKey| self.left_out == Some(key.kind);
+                    parsed.objects.retain(|(key, _)| !is_left_out(key));
+                    sound(name, before.as_ref(), parsed.objects, parsed.faults)
+                }
                 Err(broken) => kept(
                     name,
                     before.as_ref(),

@@ -15,6 +15,7 @@ use super::serving::Serving;
 use crate::api::address_pool::AddressPool;
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::LoadBalancerNode;
+use crate::api::node_drain::NodeDrain;
 use crate::api::service_table::ServiceTable;
 
 pub(super) use self::relations::SERVICE_LABEL;
@@ -256,6 +257,22 @@ impl Index {
             .filter_map(|(_, object)| object.l2_advertisement())
     }
 
+    /// All drains, by name of the node.
+    pub fn drains(&self) -> impl Iterator<Item = &NodeDrain> {
+        self.of_kind(Kind::NodeDrain)
+            .filter_map(|(_, object)| object.node_drain())
+    }
+
+    /// The drain of a node.
+    pub fn drain(&self, node: &str) -> Option<&NodeDrain> {
+        let key = ObjectKey {
+            kind: Kind::NodeDrain,
+            namespace: String::new(),
+            name: node.to_owned(),
+        };
+        self.object(&key)?.node_drain()
+    }
+
     /// What all agents say about their nodes, by name.
     pub fn balancers(&self) -> impl Iterator<Item = &LoadBalancerNode> {
         self.of_kind(Kind::LoadBalancerNode)
@@ -358,6 +375,7 @@ impl Index {
             Kind::Namespace
             | Kind::AddressPool
             | Kind::L2Advertisement
+            | Kind::NodeDrain
             | Kind::LoadBalancerNode
             | Kind::ServiceTable
             | Kind::Secret => {}

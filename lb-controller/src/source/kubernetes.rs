@@ -35,6 +35,7 @@ use super::parse::{Kind, Object, ObjectKey};
 use crate::api::address_pool::AddressPool;
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::LoadBalancerNode;
+use crate::api::node_drain::NodeDrain;
 use crate::api::service_table::ServiceTable;
 
 pub use self::access::Cluster;
@@ -104,6 +105,7 @@ pub fn decode(
         Wanted::Pods | Wanted::PodsOfNode(_) => strip::whole::<Pod>(serde_json::from_slice(json)?),
         Wanted::AddressPools => strip::ours::<AddressPool>(serde_json::from_slice(json)?),
         Wanted::L2Advertisements => strip::ours::<L2Advertisement>(serde_json::from_slice(json)?),
+        Wanted::NodeDrains => strip::ours::<NodeDrain>(serde_json::from_slice(json)?),
         Wanted::LoadBalancerNodes => strip::ours::<LoadBalancerNode>(serde_json::from_slice(json)?),
         Wanted::ServiceTables => strip::ours::<ServiceTable>(serde_json::from_slice(json)?),
         Wanted::Secret { .. } => strip::whole::<Secret>(serde_json::from_slice(json)?),
@@ -139,6 +141,7 @@ impl Task {
                 Wanted::Pods | Wanted::PodsOfNode(_) => self.names::<Pod>(&strategy).await,
                 Wanted::AddressPools => self.ours::<AddressPool>(&strategy).await,
                 Wanted::L2Advertisements => self.ours::<L2Advertisement>(&strategy).await,
+                Wanted::NodeDrains => self.ours::<NodeDrain>(&strategy).await,
                 Wanted::LoadBalancerNodes => self.ours::<LoadBalancerNode>(&strategy).await,
                 Wanted::ServiceTables => self.ours::<ServiceTable>(&strategy).await,
                 Wanted::Secret { ref namespace, .. } => {

@@ -34,7 +34,8 @@ impl Outputs {
 
     /// Makes the directories.
     pub fn create(&self) -> std::io::Result<()> {
-        for directory in [self.tables(), self.statuses(), self.nodes()] {
+        let all = [self.tables(), self.statuses(), self.nodes(), self.drains()];
+        for directory in all {
             std::fs::create_dir_all(directory)?;
         }
         Ok(())
@@ -53,6 +54,11 @@ impl Outputs {
     /// Directory of statuses of Services.
     pub fn statuses(&self) -> PathBuf {
         self.root.join("status")
+    }
+
+    /// Directory of `NodeDrain`s with their statuses.
+    pub fn drains(&self) -> PathBuf {
+        self.root.join("drains")
     }
 
     /// Directory of statuses of nodes.

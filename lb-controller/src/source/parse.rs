@@ -13,6 +13,7 @@ use crate::api::address_pool::AddressPool;
 use crate::api::file::API_VERSION;
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::LoadBalancerNode;
+use crate::api::node_drain::NodeDrain;
 use crate::api::service_table::ServiceTable;
 use crate::source::serving::Serving;
 
@@ -44,6 +45,8 @@ pub enum Kind {
     AddressPool,
     /// `bowline.dev/v1alpha1` `L2Advertisement`.
     L2Advertisement,
+    /// `bowline.dev/v1alpha1` `NodeDrain`.
+    NodeDrain,
     /// `bowline.dev/v1alpha1` `LoadBalancerNode`; from an API server only.
     LoadBalancerNode,
     /// `bowline.dev/v1alpha1` `ServiceTable`; from an API server only.
@@ -63,6 +66,7 @@ impl Kind {
             | Self::Namespace
             | Self::AddressPool
             | Self::L2Advertisement
+            | Self::NodeDrain
             | Self::LoadBalancerNode => false,
         }
     }
@@ -113,6 +117,8 @@ pub enum Object {
     AddressPool(Box<AddressPool>),
     /// An `L2Advertisement`.
     L2Advertisement(Box<L2Advertisement>),
+    /// A `NodeDrain`.
+    NodeDrain(Box<NodeDrain>),
     /// A `LoadBalancerNode`.
     LoadBalancerNode(Box<LoadBalancerNode>),
     /// A `ServiceTable`.
@@ -225,13 +231,17 @@ impl Parsed {
             (API_VERSION, "L2Advertisement") => {
                 self.object::<L2Advertisement>(document, Kind::L2Advertisement, place);
             }
+            (API_VERSION, "NodeDrain") => {
+                self.object::<NodeDrain>(document, Kind::NodeDrain, place);
+            }
             (_, "") => self.refuse(None, format!("{place} has no kind; write one")),
             (_, list) if list.ends_with("List") => self.list(document, list.trim_end_matches("List"), &version, place),
             (version, kind) => self.faults.push(Fault::Notice {
                 object: format!("{kind} in {place}"),
                 sentence: format!(
                     "kind {kind} of {version:?} is not used here and ignored; used are v1 Service, Pod, Node and \
-                     Namespace, discovery.k8s.io/v1 EndpointSlice, and {API_VERSION} AddressPool and L2Advertisement"
+                     Namespace, discovery.k8s.io/v1 EndpointSlice, and {API_VERSION} AddressPool, L2Advertisement \
+                     and NodeDrain"
                 ),
             }),
         }
@@ -396,6 +406,7 @@ object!(
     Namespace namespace,
     AddressPool address_pool,
     L2Advertisement l2_advertisement,
+    NodeDrain node_drain,
     LoadBalancerNode load_balancer_node,
     ServiceTable service_table,
     Secret secret

@@ -59,6 +59,8 @@ const MANAGER: Rows = &[
     ("addresspools/status.bowline.dev", &[("patch", Write)]),
     ("l2advertisements.bowline.dev", READ),
     ("l2advertisements/status.bowline.dev", &[("patch", Write)]),
+    ("nodedrains.bowline.dev", READ),
+    ("nodedrains/status.bowline.dev", &[("patch", Write)]),
     ("loadbalancernodes.bowline.dev", READ),
     (
         "servicetables.bowline.dev",
@@ -89,6 +91,7 @@ const AGENT: Rows = &[
     ("servicetables.bowline.dev", READ),
     ("l2advertisements.bowline.dev", READ),
     ("addresspools.bowline.dev", READ),
+    ("nodedrains.bowline.dev", READ),
     (
         "loadbalancernodes.bowline.dev",
         &[

@@ -46,12 +46,13 @@ pub(in crate::agent) struct Announcing {
 }
 
 /// Kinds that the choice depends on; endpoint slices do under policy Local only.
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 6] = [
     Kind::Node,
     Kind::Service,
     Kind::AddressPool,
     Kind::L2Advertisement,
     Kind::LoadBalancerNode,
+    Kind::NodeDrain,
 ];
 
 impl Announcing {
@@ -189,6 +190,11 @@ impl Core {
             Origin::Directory { .. } => false,
             Origin::Cluster => self.listed && self.announcing.liveness.settled,
         }
+    }
+
+    /// What this node announces is what it should.
+    pub(super) fn has_announced(&self) -> bool {
+        self.announce.due.is_none() || matches!(self.settings.origin, Origin::Directory { .. })
     }
 
     /// Wants the choice made again.

@@ -45,6 +45,8 @@ pub(in crate::agent) struct Wanted {
     pub(in crate::agent) proposals: Vec<(u64, Arc<Finder>)>,
     /// All flows to these VIPs must.
     pub(in crate::agent) tracked: BTreeSet<IpAddr>,
+    /// The drain for which all flows must.
+    pub(in crate::agent) drain: Option<Arc<str>>,
 }
 
 impl Core {
@@ -80,6 +82,7 @@ impl Core {
                     // Whoever asked may have gone.
                     _ = first.send(std::iter::once(hello).chain(tables).collect());
                     self.handing.managers.insert(stream, reports);
+                    self.tell_drains_anew();
                 }
             }
             Arrival::Instruction {
@@ -118,8 +121,13 @@ impl Core {
         }
     }
 
+    /// Whether a manager hears.
+    pub(super) fn has_manager(&self) -> bool {
+        !self.handing.managers.is_empty()
+    }
+
     /// Tells one manager, or all. One that does not read comes again and is told everything.
-    fn report(&mut self, to: Option<u64>, report: &Report) {
+    pub(super) fn report(&mut self, to: Option<u64>, report: &Report) {
         self.handing.managers.retain(|stream, manager| {
             to.is_some_and(|to| to != *stream) || manager.try_send(report.clone()).is_ok()
         });
@@ -180,6 +188,7 @@ impl Core {
             } else {
                 BTreeSet::new()
             },
+            drain: self.hands_all_off(),
         }
     }
 

@@ -33,6 +33,7 @@ impl Core {
             outputs.root().to_owned(),
             outputs.tables(),
             outputs.statuses(),
+            outputs.drains(),
         ];
         Directory::open(directories, vec![outputs.secret()])
     }
@@ -49,6 +50,9 @@ impl Core {
                 self.files.update(&name, content, &mut self.index);
             } else if directory == outputs.tables() {
                 self.take_table_file(path, content, now);
+            } else if directory == outputs.drains() {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                self.drains.update(&name, content, &mut self.index);
             } else if directory == outputs.statuses() {
                 self.take_status(path, content);
             } else if *path == outputs.secret() {
@@ -138,6 +142,7 @@ impl Core {
             | Kind::Namespace
             | Kind::AddressPool
             | Kind::L2Advertisement
+            | Kind::NodeDrain
             | Kind::LoadBalancerNode => _ = self.index.reset_kind(kind, objects, &refused),
         }
         self.refused.extend(refused);

@@ -132,6 +132,10 @@ pub(in crate::agent) struct Swept {
     pub(in crate::agent) ended: Vec<(FlowKey, SocketAddr)>,
     /// Proposals that were looked at.
     pub(in crate::agent) proposals: Vec<u64>,
+    /// The drain for which all flows were found.
+    pub(in crate::agent) drain: Option<Arc<str>>,
+    /// Flows that are open; none but with the last piece.
+    pub(in crate::agent) open: Option<u64>,
 }
 
 impl Core {
@@ -223,7 +227,8 @@ impl Core {
             self.choose_again(now);
         }
         let handoffs = self.answer_handoffs(now);
-        [handoffs, self.pins.missing_until]
+        let drains = self.work_drains(now);
+        [handoffs, drains, self.pins.missing_until]
             .into_iter()
             .flatten()
             .min()
@@ -362,6 +367,7 @@ impl Core {
         self.follow_own();
         let is_full = self.pins.refused > refused;
         self.handed_off(&swept.proposals, is_full);
+        self.note_swept(swept, is_full);
         if !is_full {
             self.pins.fault = None;
         }

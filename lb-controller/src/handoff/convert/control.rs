@@ -1,8 +1,11 @@
 //! Instructions of the manager and reports of agents.
 
+use std::time::Duration;
+
 use super::{Malformed, name, position, sentence};
 use crate::admin;
-use crate::handoff::message::{Instruction, Report};
+use crate::api::node_drain::Phase;
+use crate::handoff::message::{Drained, Instruction, Report};
 use crate::handoff::wire;
 use crate::liveness::MEMBERS_MAX;
 use crate::model::pins::Incarnation;
@@ -51,6 +54,7 @@ impl TryFrom<wire::Instruction> for Instruction {
 impl From<&Report> for wire::Report {
     fn from(report: &Report) -> Self {
         use wire::report::{Acknowledged, Applied, Hello, Pins, Report as Wire, RetireReady};
+
         let report = match report {
             Report::Hello {
                 node,
@@ -80,10 +84,10 @@ impl From<&Report> for wire::Report {
                 id: *id,
                 why: why.clone(),
             }),
+            Report::Drain(drained) => Wire::Drain(drained.into()),
             Report::Pins {
                 written,
                 acknowledged,
-                lag_ms,
             } => Wire::Pins(Pins {
                 written: Some((*written).into()),
                 acknowledged: acknowledged
@@ -93,7 +97,6 @@ impl From<&Report> for wire::Report {
                         position: Some((*position).into()),
                     })
                     .collect(),
-                lag_ms: *lag_ms,
             }),
         };
         Self {
@@ -127,6 +130,7 @@ impl TryFrom<wire::Report> for Report {
                 id: told.id,
                 why: sentence(told.why),
             }),
+            Wire::Drain(told) => Ok(Self::Drain(told.try_into()?)),
             Wire::Pins(told) => {
                 if told.acknowledged.len() > MEMBERS_MAX {
                     return Err(Malformed::Range("the number of balancers"));
@@ -142,10 +146,53 @@ impl TryFrom<wire::Report> for Report {
                         .into_iter()
                         .map(one)
                         .collect::<Result<_, _>>()?,
-                    lag_ms: told.lag_ms,
                 })
             }
         }
+    }
+}
+
+impl From<&Drained> for wire::report::Drain {
+    fn from(drained: &Drained) -> Self {
+        let Drained {
+            uid,
+            phase,
+            handed_off,
+            fault,
+            open,
+            quiet_for,
+        } = drained;
+        Self {
+            uid: uid.to_string(),
+            phase: phase.map(|phase| phase as u32),
+            handed_off: handed_off.map(|(position, _)| position.into()),
+            pinned: handed_off.map_or(0, |(_, pinned)| pinned),
+            fault: fault.clone().unwrap_or_default(),
+            open: *open,
+            quiet_ms: u64::try_from(quiet_for.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl TryFrom<wire::report::Drain> for Drained {
+    type Error = Malformed;
+
+    fn try_from(told: wire::report::Drain) -> Result<Self, Malformed> {
+        let phase = told.phase.map(|told| {
+            let phase = Phase::ALL.iter().find(|phase| **phase as u32 == told);
+            phase
+                .copied()
+                .ok_or(Malformed::Range("the phase of a drain"))
+        });
+        let handed_off = told.handed_off.map(|at| position(Some(at)));
+        Ok(Self {
+            uid: name("the UID of a drain", told.uid)?,
+            phase: phase.transpose()?,
+            handed_off: handed_off.transpose()?.map(|at| (at, told.pinned)),
+            fault: (!told.fault.is_empty()).then(|| sentence(told.fault)),
+            open: told.open,
+            quiet_for: Duration::from_millis(told.quiet_ms),
+        })
     }
 }
 

@@ -7,13 +7,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::lab::{Lab, PATIENCE, times, until, writer};
 use crate::admin;
+use crate::api::node_drain::Phase;
 use crate::api::service_table::ServiceTableSpec;
 use crate::handoff::HANDOFF_PORT;
 use crate::handoff::counts::{Cause, Tally};
 use crate::handoff::dial::Dialler;
 use crate::handoff::joiner::{COPIED_MAX, CopyClient, CopyError};
 use crate::handoff::manager::{ControlClient, HEARD_MAX, Heard, News};
-use crate::handoff::message::{Instruction, Report};
+use crate::handoff::message::{Drained, Instruction, Report};
 use crate::handoff::peer::Stranger;
 use crate::handoff::reload::Tls;
 use crate::model::pins::{Incarnation, Position, Receiver, Seq};
@@ -95,10 +96,17 @@ async fn reports_and_instructions_arrive_as_they_were_said() {
             id: 4,
             why: "no room".to_owned(),
         },
+        Report::Drain(Drained {
+            uid: "drain".into(),
+            phase: Some(Phase::HandOff),
+            handed_off: Some((position(9), 7)),
+            fault: Some("no room".to_owned()),
+            open: 8,
+            quiet_for: Duration::from_millis(1500),
+        }),
         Report::Pins {
             written: position(12),
             acknowledged: vec![("c".into(), position(11))],
-            lag_ms: 14,
         },
     ];
     for report in &later {

@@ -49,6 +49,7 @@ impl Core {
         let view = View {
             index: &self.index,
             complete: self.unknown.complete(),
+            leaving: &self.leaving,
         };
         let assigned = assign::assign(
             before.as_ref(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use k8s_openapi::api::core::v1::{ObjectReference, Service};
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 use tokio::sync::mpsc;
@@ -73,7 +73,7 @@ impl Notes {
         Self { sender, lost }
     }
 
-    pub(super) fn publish(&self, service: &Service, note: Note) {
+    pub(super) fn publish(&self, about: &impl Resource<DynamicType = ()>, note: Note) {
         let Note {
             warning,
             reason,
@@ -96,7 +96,7 @@ impl Notes {
         // A reference without a version, so that repeated Events count as one.
         let object = ObjectReference {
             resource_version: None,
-            ..service.object_ref(&())
+            ..about.object_ref(&())
         };
         if self.sender.try_send((event, object)).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);

@@ -97,7 +97,7 @@ impl Statuses {
     }
 }
 
-async fn write<K>(client: &Client, changes: Vec<Change>)
+pub(super) async fn write<K>(client: &Client, changes: Vec<Change>)
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
 {

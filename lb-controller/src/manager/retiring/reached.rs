@@ -82,6 +82,22 @@ impl Reached {
         })
     }
 
+    /// Agents that have not applied a version of a table.
+    pub(super) fn lacking(
+        &self,
+        service_uid: &str,
+        version: u64,
+    ) -> impl Iterator<Item = &Arc<str>> {
+        let agents = self.agents.iter();
+        let lacking = agents.filter(move |(_, agent)| {
+            agent
+                .applied
+                .get(service_uid)
+                .is_none_or(|applied| *applied < version)
+        });
+        lacking.map(|(node, _)| node)
+    }
+
     /// It did not answer, or can not do what it was asked.
     pub(super) fn mute(&mut self, node: &str, now: Instant) {
         if let Some(agent) = self.agents.get_mut(node) {

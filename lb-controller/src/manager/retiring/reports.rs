@@ -33,7 +33,7 @@ impl Retiring {
     /// An agent reports.
     pub(in crate::manager) fn report(&mut self, node: &Arc<str>, report: Report, now: Instant) {
         match report {
-            Report::Hello { .. } | Report::Pins { .. } => {}
+            Report::Hello { .. } | Report::Drain(_) | Report::Pins { .. } => {}
             Report::Applied {
                 service_uid,
                 version,

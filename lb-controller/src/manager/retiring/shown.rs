@@ -44,7 +44,7 @@ impl Retiring {
         let waits = self.services.iter().filter(|(_, retiree)| {
             let is_waited_for = match retiree.why {
                 Wanted::HistoryFull | Wanted::ShapeWaits => retiree.is_wanted,
-                Wanted::Quiet => false,
+                Wanted::Drain | Wanted::Quiet => false,
             };
             is_waited_for && now.saturating_duration_since(retiree.since) >= WAITS_MAX
         });

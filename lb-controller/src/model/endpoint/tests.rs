@@ -8,6 +8,7 @@ pub(crate) struct Known {
     pub(crate) pods: HashMap<String, Pod>,
     pub(crate) nodes: HashSet<String>,
     pub(crate) incomplete: bool,
+    pub(crate) leaving: HashSet<String>,
 }
 
 impl Known {
@@ -20,6 +21,7 @@ impl Known {
             pods: uids.iter().map(pod).collect(),
             nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
             incomplete: false,
+            leaving: HashSet::new(),
         }
     }
 }
@@ -30,6 +32,9 @@ impl Cluster for Known {
     }
     fn has_node(&self, name: &str) -> bool {
         self.nodes.contains(name)
+    }
+    fn is_leaving(&self, node: &str) -> bool {
+        self.leaving.contains(node)
     }
     fn is_complete(&self) -> bool {
         !self.incomplete

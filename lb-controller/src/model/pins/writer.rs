@@ -210,6 +210,11 @@ impl Writer {
             .all(|balancer| self.acknowledged.get(balancer).is_some_and(has))
     }
 
+    /// All balancers that have said something since this agent started, and how far they are.
+    pub fn balancers(&self) -> impl Iterator<Item = (&Arc<str>, Position)> {
+        self.acknowledged.iter().map(|(node, at)| (node, *at))
+    }
+
     /// A balancer's Node object is gone.
     pub fn forget(&mut self, balancer: &str) {
         self.acknowledged.remove(balancer);

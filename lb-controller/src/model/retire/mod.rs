@@ -42,6 +42,8 @@ pub enum Wanted {
     HistoryFull,
     /// Another shape waits.
     ShapeWaits,
+    /// A node that it names is being drained.
+    Drain,
     /// Nothing has changed for a while.
     Quiet,
 }
@@ -52,6 +54,7 @@ impl Wanted {
         match self {
             Self::HistoryFull => "history-full",
             Self::ShapeWaits => "shape-waits",
+            Self::Drain => "drain",
             Self::Quiet => "quiet",
         }
     }

@@ -16,6 +16,7 @@ use super::Decoded;
 use crate::api::address_pool::AddressPool;
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::LoadBalancerNode;
+use crate::api::node_drain::NodeDrain;
 use crate::api::service_table::ServiceTable;
 use crate::model::problem::WEIGHT_ANNOTATION;
 use crate::source::parse::{Kind, Object, ObjectKey};
@@ -145,6 +146,7 @@ strip!(
     Namespace | namespace | strip_namespace(namespace),
     AddressPool,
     L2Advertisement,
+    NodeDrain,
     LoadBalancerNode,
     ServiceTable,
     Secret,

@@ -25,6 +25,8 @@ pub enum Wanted {
     AddressPools,
     /// All advertisements.
     L2Advertisements,
+    /// All drains.
+    NodeDrains,
     /// What all agents say of their nodes.
     LoadBalancerNodes,
     /// All tables.
@@ -48,6 +50,7 @@ pub fn manager() -> Vec<Wanted> {
         Wanted::Pods,
         Wanted::AddressPools,
         Wanted::L2Advertisements,
+        Wanted::NodeDrains,
         Wanted::LoadBalancerNodes,
         Wanted::ServiceTables,
     ]
@@ -62,6 +65,7 @@ pub fn agent(node: &str, namespace: &str) -> Vec<Wanted> {
         Wanted::PodsOfNode(node.to_owned()),
         Wanted::AddressPools,
         Wanted::L2Advertisements,
+        Wanted::NodeDrains,
         Wanted::LoadBalancerNodes,
         Wanted::ServiceTables,
         Wanted::Secret {
@@ -85,6 +89,7 @@ impl Wanted {
             Self::Pods | Self::PodsOfNode(_) => Kind::Pod,
             Self::AddressPools => Kind::AddressPool,
             Self::L2Advertisements => Kind::L2Advertisement,
+            Self::NodeDrains => Kind::NodeDrain,
             Self::LoadBalancerNodes => Kind::LoadBalancerNode,
             Self::ServiceTables => Kind::ServiceTable,
             Self::Secret { .. } => Kind::Secret,
@@ -101,6 +106,7 @@ impl Wanted {
             Self::Pods | Self::PodsOfNode(_) => "pods",
             Self::AddressPools => "addresspools.bowline.dev",
             Self::L2Advertisements => "l2advertisements.bowline.dev",
+            Self::NodeDrains => "nodedrains.bowline.dev",
             Self::LoadBalancerNodes => "loadbalancernodes.bowline.dev",
             Self::ServiceTables => "servicetables.bowline.dev",
             Self::Secret { .. } => "secrets",
@@ -120,6 +126,7 @@ impl Wanted {
             | Self::PodsOfNode(_)
             | Self::AddressPools
             | Self::L2Advertisements
+            | Self::NodeDrains
             | Self::LoadBalancerNodes
             | Self::ServiceTables
             | Self::Secret { .. } => None,
@@ -139,6 +146,7 @@ impl Wanted {
             | Self::Namespaces
             | Self::AddressPools
             | Self::L2Advertisements
+            | Self::NodeDrains
             | Self::LoadBalancerNodes
             | Self::ServiceTables => None,
         }
