@@ -8,6 +8,7 @@ mod agent;
 mod backends;
 mod check;
 mod cluster;
+mod drain;
 mod explain;
 mod flows;
 mod lab;
@@ -61,6 +62,11 @@ enum Command {
     Flows(flows::Args),
     /// Where a packet would go, and why, by the same code that forwards.
     Explain(explain::Args),
+    /// Make a node safe to reboot: its connections are handed off, and nothing is sent there any more. It stays drained until
+    /// `undrain`; a drain goes on when this command is interrupted.
+    Drain(drain::Drain),
+    /// Put a drained node to use again.
+    Undrain(drain::Undrain),
     /// Is this machine fit? Kernel, interfaces, settings.
     Check,
     /// Build a cluster of network namespaces on this machine, and show that connections survive changes.
@@ -112,6 +118,8 @@ fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
         Command::Backends(command) => backends::run(&command, &asked()?, output),
         Command::Flows(command) => flows::run(&command, &asked()?, output),
         Command::Explain(command) => explain::run(&command, &asked()?, output),
+        Command::Drain(command) => drain::drain(&command, &cluster, output),
+        Command::Undrain(command) => drain::undrain(&command, &cluster, output),
         Command::Check => check::run(&asked()?, output),
         Command::Lab(command) => lab::run(command, output),
         Command::LabServer(command) => lab::server::run(command),

@@ -1,0 +1,161 @@
+//! What people and machines read about a drain.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lb_controller::api::node_drain::{
+    Connections, Finding, NodeDrainSpec, NodeDrainStatus, Phase, Receiver, condition,
+};
+use serde::Serialize;
+
+use crate::output::{Paint, parts};
+
+/// Label and taint that ask for drains.
+pub(super) const LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+pub(super) const TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
+/// What came of it. Names of fields are stable.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Summary {
+    pub(super) node: String,
+    pub(super) phase: Phase,
+    pub(super) dry_run: bool,
+    pub(super) safe_to_reboot: bool,
+    pub(super) balancer_drained: bool,
+    pub(super) connections: Connections,
+    pub(super) balancers: Vec<Receiver>,
+    pub(super) findings: Vec<Finding>,
+    pub(super) waits_for: Vec<String>,
+    pub(super) log: Vec<String>,
+    pub(super) duration_ms: u64,
+}
+
+/// What came of taking it back.
+#[derive(Debug, Serialize)]
+pub(super) struct Undrained {
+    pub(super) node: String,
+    pub(super) duration_ms: u64,
+}
+
+impl Summary {
+    pub(super) fn of(
+        node: &str,
+        spec: &NodeDrainSpec,
+        status: &NodeDrainStatus,
+        took: Duration,
+    ) -> Self {
+        let holds = |kind: &str| {
+            let mut all = status.conditions.iter();
+            all.any(|one| one.type_ == kind && one.status == "True")
+        };
+        Self {
+            node: node.to_owned(),
+            phase: status.phase,
+            dry_run: spec.dry_run,
+            safe_to_reboot: holds(condition::SAFE_TO_REBOOT),
+            balancer_drained: holds(condition::BALANCER_DRAINED),
+            connections: status.connections,
+            balancers: status.balancers.clone(),
+            findings: status.findings.clone(),
+            waits_for: status.waits_for.clone(),
+            log: status
+                .log
+                .iter()
+                .map(|entry| entry.message.clone())
+                .collect(),
+            duration_ms: took.as_millis() as u64,
+        }
+    }
+}
+
+/// For people.
+pub(super) fn text(summary: &Summary, paint: Paint) -> String {
+    let Summary { node, phase, .. } = summary;
+    let findings = summary.findings.iter().map(|finding| {
+        let mark = if finding.blocks {
+            paint.bad("in the way")
+        } else {
+            "to know".to_owned()
+        };
+        format!("{mark}  {}\n", finding.message)
+    });
+    let findings = findings.collect::<Vec<_>>().concat();
+    let result = match phase {
+        _ if summary.dry_run && summary.findings.is_empty() => {
+            format!("nothing is in the way of draining {node}; nothing was done")
+        }
+        _ if summary.dry_run => "nothing was done: it was a dry run".to_owned(),
+        Phase::Drained if summary.safe_to_reboot => {
+            let seconds = summary.duration_ms / 1000;
+            paint.good(&format!("{node} is safe to reboot, after {seconds} s"))
+        }
+        Phase::Drained => paint.good(&format!(
+            "nothing enters at {node} any more; its pods keep serving"
+        )),
+        Phase::Failed => paint.bad(&summary.log.last().cloned().unwrap_or_default()),
+        _ => format!(
+            "{node} is being drained; `lbctl drain {node} --wait` with the same options shows how far it is"
+        ),
+    };
+    parts([findings, result])
+}
+
+/// Where a drain stands, in one line.
+pub(super) fn line(status: &NodeDrainStatus) -> String {
+    let Connections { handed_off, open } = status.connections;
+    let mut line = format!("{:?}", status.phase);
+    if status.phase.has_reached(Phase::HandOff) {
+        let all = status.balancers.len();
+        let acknowledged = status.balancers.iter().filter(|one| one.behind == Some(0));
+        let acknowledged = acknowledged.count();
+        line += &format!(
+            ": {handed_off} connections handed off, acknowledged by {acknowledged} of {all}, {open} open"
+        );
+    }
+    if !status.waits_for.is_empty() {
+        line += &format!("; waits for {}", status.waits_for.join("; "));
+    }
+    line
+}
+
+/// A line that moves on a terminal, and a line for each change elsewhere.
+pub(super) struct Progress {
+    bar: Option<ProgressBar>,
+    last: String,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
+        Self {
+            bar,
+            last: String::new(),
+        }
+    }
+
+    pub(super) fn show(&mut self, status: &NodeDrainStatus) {
+        let line = line(status);
+        if line == self.last {
+            return;
+        }
+        match &self.bar {
+            Some(bar) => bar.set_message(line.clone()),
+            None => eprintln!("{line}"),
+        }
+        self.last = line;
+    }
+
+    pub(super) fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
