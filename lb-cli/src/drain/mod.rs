@@ -5,8 +5,8 @@
 //! mod (arguments, waiting) → place (a cluster, or a directory of manifests)      said (what people and machines read)
 //! ```
 
-mod place;
-mod said;
+pub(crate) mod place;
+pub(crate) mod said;
 
 use std::time::{Duration, Instant};
 

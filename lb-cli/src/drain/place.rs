@@ -18,7 +18,7 @@ use crate::cluster::Cluster;
 const FIRST_LINE: &str = "# Written by lbctl drain; `lbctl undrain` removes it.\n";
 
 /// See the head of the file.
-pub(super) enum Place {
+pub(crate) enum Place {
     Cluster {
         runtime: tokio::runtime::Runtime,
         client: Client,
@@ -27,7 +27,7 @@ pub(super) enum Place {
 }
 
 impl Place {
-    pub(super) fn open(manifests: Option<&Path>, cluster: &Cluster) -> anyhow::Result<Self> {
+    pub(crate) fn open(manifests: Option<&Path>, cluster: &Cluster) -> anyhow::Result<Self> {
         if let Some(manifests) = manifests {
             if !Outputs::below(manifests).root().is_dir() {
                 bail!(
@@ -43,7 +43,7 @@ impl Place {
     }
 
     /// Nodes with an agent.
-    pub(super) fn nodes(&self) -> anyhow::Result<BTreeSet<String>> {
+    pub(crate) fn nodes(&self) -> anyhow::Result<BTreeSet<String>> {
         match self {
             Self::Cluster { runtime, client } => {
                 let api = Api::<LoadBalancerNode>::all(client.clone());
@@ -69,7 +69,7 @@ impl Place {
     }
 
     /// The drain of a node with what it has come to.
-    pub(super) fn get(&self, node: &str) -> anyhow::Result<Option<NodeDrain>> {
+    pub(crate) fn get(&self, node: &str) -> anyhow::Result<Option<NodeDrain>> {
         match self {
             Self::Cluster { runtime, client } => {
                 let api = Api::<NodeDrain>::all(client.clone());
@@ -88,7 +88,7 @@ impl Place {
     }
 
     /// Asks for a drain.
-    pub(super) fn create(&self, node: &str, spec: &NodeDrainSpec) -> anyhow::Result<NodeDrain> {
+    pub(crate) fn create(&self, node: &str, spec: &NodeDrainSpec) -> anyhow::Result<NodeDrain> {
         let mut drain = NodeDrain::new(node, spec.clone());
         match self {
             Self::Cluster { runtime, client } => {
@@ -117,7 +117,7 @@ impl Place {
     }
 
     /// Takes it back.
-    pub(super) fn delete(&self, node: &str) -> anyhow::Result<()> {
+    pub(crate) fn delete(&self, node: &str) -> anyhow::Result<()> {
         match self {
             Self::Cluster { runtime, client } => {
                 let api = Api::<NodeDrain>::all(client.clone());
@@ -145,7 +145,7 @@ impl Place {
     }
 
     /// Whether agents may still hold a node for drained.
-    pub(super) fn is_out(&self, node: &str) -> anyhow::Result<bool> {
+    pub(crate) fn is_out(&self, node: &str) -> anyhow::Result<bool> {
         match self {
             Self::Cluster { .. } => Ok(self.get(node)?.is_some()),
             Self::Directory(manifests) => Ok(told(manifests, node).exists()),

@@ -120,13 +120,13 @@ pub(super) fn line(status: &NodeDrainStatus) -> String {
 }
 
 /// A line that moves on a terminal, and a line for each change elsewhere.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     last: String,
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}") {
@@ -141,7 +141,7 @@ impl Progress {
         }
     }
 
-    pub(super) fn show(&mut self, status: &NodeDrainStatus) {
+    pub(crate) fn show(&mut self, status: &NodeDrainStatus) {
         let line = line(status);
         if line == self.last {
             return;
@@ -153,7 +153,7 @@ impl Progress {
         self.last = line;
     }
 
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

@@ -15,6 +15,7 @@ mod away;
 pub(crate) mod client;
 mod cluster;
 mod counted;
+mod drains;
 mod echo;
 mod flood;
 mod floor;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::drains::Drained;
 use super::segments::Segments;
 use super::spread::Spread;
 use super::summary::Summary;
@@ -95,6 +96,27 @@ fn load_rows(summary: &Summary) -> Vec<[String; 2]> {
     rows
 }
 
+/// The proof line of a drain.
+fn drained(drain: &Drained) -> String {
+    let Drained {
+        node,
+        flows,
+        broken,
+        refused,
+        duration_ms,
+        safe_to_reboot,
+        ..
+    } = drain;
+    let ends = if *safe_to_reboot {
+        "safe to reboot"
+    } else {
+        "left by everybody"
+    };
+    format!(
+        "{node} is {ends} after {duration_ms} ms; under {flows} open connections {broken} broke, {refused} new ones failed"
+    )
+}
+
 /// What happened during changes.
 fn change_rows(summary: &Summary) -> Vec<[String; 2]> {
     let mut rows = Vec::new();
@@ -117,6 +139,9 @@ fn change_rows(summary: &Summary) -> Vec<[String; 2]> {
     if summary.forgotten_ms > 0 {
         let value = format!("{} ms after the last of them ended", summary.forgotten_ms);
         rows.push(row("pins and queues empty", value));
+    }
+    if let Some(drain) = &summary.drain {
+        rows.push(row("drained", drained(drain)));
     }
     if let Some(flooded) = &summary.flood {
         rows.push(row("first packets from nobody", flooded.shown()));

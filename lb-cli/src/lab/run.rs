@@ -155,6 +155,9 @@ impl Run {
         self.story(scenario::demonstration()).await?;
         self.close_sessions(sessions).await?;
         self.probe().await?;
+        let sessions = self.open_many_sessions().await?;
+        self.live_drain().await?;
+        self.close_sessions(sessions).await?;
         let floor = self.cluster.floor().await?;
         self.note_floor(&floor);
         let about = About {
@@ -168,11 +171,16 @@ impl Run {
 
     /// One scenario.
     pub(crate) async fn play(mut self, scenario: Scenario) -> anyhow::Result<(Cluster, Summary)> {
-        let sessions = self.open_sessions().await?;
+        let sessions = match scenario {
+            Scenario::Drain => self.open_many_sessions().await?,
+            _ => self.open_sessions().await?,
+        };
         if scenario.is_about_agents() {
             self.agents(scenario).await?;
         } else if scenario == Scenario::Flood {
             self.flood().await?;
+        } else if scenario == Scenario::Drain {
+            self.drains().await?;
         } else {
             self.story(scenario.timeline()).await?;
         }
@@ -315,11 +323,20 @@ impl Run {
     }
 
     async fn open_sessions(&mut self) -> anyhow::Result<Sessions> {
+        self.open(TCP_SESSIONS, UDP_SESSIONS).await
+    }
+
+    /// Twice as many, under which machines are drained.
+    async fn open_many_sessions(&mut self) -> anyhow::Result<Sessions> {
+        self.open(2 * TCP_SESSIONS, 2 * UDP_SESSIONS).await
+    }
+
+    async fn open(&mut self, tcp: usize, udp: usize) -> anyhow::Result<Sessions> {
         self.voice.say(&format!(
-            "opening {TCP_SESSIONS} long TCP connections and {UDP_SESSIONS} UDP sessions"
+            "opening {tcp} long TCP connections and {udp} UDP sessions"
         ));
-        let tcp = self.ways(Mix::OnlyTcp).take(TCP_SESSIONS);
-        let udp = self.ways(Mix::OnlyUdp).take(UDP_SESSIONS);
+        let tcp = self.ways(Mix::OnlyTcp).take(tcp);
+        let udp = self.ways(Mix::OnlyUdp).take(udp);
         let ways: Vec<Way> = tcp.chain(udp).collect();
         let seed = u64::from(self.random.random::<u32>());
         Sessions::open(self.client.handle(), &ways, seed, Manner::BUSY).await
@@ -327,6 +344,9 @@ impl Run {
 
     async fn close_sessions(&mut self, sessions: Sessions) -> anyhow::Result<()> {
         let mut reports = sessions.close().await?;
+        if let Some(drain) = &mut self.summary.drain {
+            drain.flows = reports.len() as u64;
+        }
         for report in &mut reports {
             report.pod_name = self.cluster.name_of(&report.pod);
         }
@@ -377,6 +397,11 @@ impl Run {
             }
         }
         let held = lb_ebpf::abi::DropReason::HeldBack.label();
+        let broken = self.summary.broken;
+        if let Some(drain) = &mut self.summary.drain {
+            drain.broken = broken;
+            drain.refused = self.summary.failed;
+        }
         self.summary.held_back = self.summary.drops.get(held).copied().unwrap_or(0);
         self.summary.seconds = self.started.elapsed().as_secs_f64();
         self.summary.judge(about);

@@ -31,6 +31,8 @@ pub(crate) enum Scenario {
     Forgetting,
     /// Twice every pod is replaced, the second time beside a flood of first packets from addresses that nobody has.
     Flood,
+    /// Every balancer is drained and put to use again while every pod is replaced; then one once more, and loses its power.
+    Drain,
     /// Agents are killed, and started again.
     AgentKill,
     /// Agents are asked to end, and started again.
@@ -92,6 +94,7 @@ impl Scenario {
             | Self::Readiness
             | Self::TargetPort
             | Self::Flood
+            | Self::Drain
             | Self::AgentKill
             | Self::AgentRestart
             | Self::AgentUpgrade => (vec![6], 0),
@@ -104,7 +107,7 @@ impl Scenario {
         Start { first, next }
     }
 
-    /// What happens; empty for those that are about agents, and for the flood, which has its own way.
+    /// What happens; empty for those that are about agents, and for flood and drain, which have their own ways.
     pub(crate) fn timeline(self) -> Vec<Step> {
         let at = CALM_MS;
         match self {
@@ -126,7 +129,11 @@ impl Scenario {
                 steps.extend(rollout(at + 3_500, 0..11));
                 steps
             }
-            Self::Flood | Self::AgentKill | Self::AgentRestart | Self::AgentUpgrade => Vec::new(),
+            Self::Flood
+            | Self::Drain
+            | Self::AgentKill
+            | Self::AgentRestart
+            | Self::AgentUpgrade => Vec::new(),
         }
     }
 
@@ -143,7 +150,8 @@ impl Scenario {
             | Self::Readiness
             | Self::TargetPort
             | Self::Forgetting
-            | Self::Flood => false,
+            | Self::Flood
+            | Self::Drain => false,
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::drains::Drained;
 use super::flood::Flooded;
 use super::load::{Protocol, Stream, Tally};
 use super::segments::Segments;
@@ -87,6 +88,8 @@ pub(crate) struct Summary {
     pub(crate) drops: BTreeMap<String, u64>,
     /// Backends whose id changed over restarts of agents.
     pub(crate) ids_changed: u64,
+    /// The last drain.
+    pub(crate) drain: Option<Drained>,
     /// Of a run with a flood.
     pub(crate) flood: Option<Flooded>,
     /// From the end of the last flow until nothing was remembered that none needs.
