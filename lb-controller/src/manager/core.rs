@@ -280,11 +280,10 @@ impl Core {
         }
     }
 
-    /// Whether a Service is still to be looked at.
-    pub(super) fn is_due(&self, named: &Named) -> bool {
-        self.services
-            .get(named)
-            .is_some_and(|state| state.due.is_some())
+    /// Whether a Service's table was decided with a node's pods getting no new flows.
+    pub(super) fn has_left(&self, named: &Named, node: &str) -> bool {
+        let is_due = |state: &State| state.due.is_some();
+        self.leaving.contains(node) && !self.services.get(named).is_some_and(is_due)
     }
 
     /// Agents can be asked to hand connections off from here on, or no more.

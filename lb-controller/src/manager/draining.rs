@@ -32,6 +32,9 @@ pub(super) struct Draining {
     roles: BTreeMap<Arc<str>, Role>,
     /// By UID of a drain: where the pins of each other owner were when the hand-off began.
     marks: BTreeMap<String, BTreeMap<Arc<str>, Position>>,
+    /// By UID of a drain: for each Service, by UID, the first version that gives the node's pods no new flows. Later ones do
+    /// neither, and a Service that changes all the time is not waited for again and again.
+    excluded: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
 /// What an agent has said on its present stream.
@@ -112,12 +115,12 @@ impl Draining {
         known: &Known,
         look: &Look<'_>,
     ) -> BTreeMap<String, NodeDrainStatus> {
-        self.marks.retain(|uid, _| {
-            let uids = known
-                .values()
-                .map(|(drain, _)| drain.metadata.uid.as_deref());
-            uids.flatten().any(|one| one == uid)
-        });
+        let uids = known
+            .values()
+            .map(|(drain, _)| drain.metadata.uid.as_deref());
+        let uids: BTreeSet<&str> = uids.flatten().collect();
+        self.marks.retain(|uid, _| uids.contains(uid.as_str()));
+        self.excluded.retain(|uid, _| uids.contains(uid.as_str()));
         let mut phases: BTreeMap<String, Phase> = known
             .iter()
             .map(|(node, (_, status))| (node.clone(), status.phase))
@@ -153,13 +156,17 @@ impl Draining {
         let uid = drain.metadata.uid.as_deref().unwrap_or_default();
         let agent = self.agent(node, uid);
         let receivers = self.receivers(node, uid, phases, look);
+        // Facts of later phases are not known before these have begun: until then nobody is done.
         let unsettled = match status.phase {
+            Phase::Preflight | Phase::Exclude => {
+                self.owners(node).map(ToString::to_string).collect()
+            }
             Phase::HandOff => self.unsettled(node, uid, &receivers),
             _ => BTreeSet::new(),
         };
-        let standing = look.core.standing(node);
+        let mut standing = look.core.standing(node);
         let behind = match status.phase {
-            Phase::Exclude => look.retiring.behind(look.core.tables_naming(node)),
+            Phase::Preflight | Phase::Exclude => self.behind(node, uid, &mut standing.chosen, look),
             _ => BTreeSet::new(),
         };
         let findings = match status.phase {
@@ -176,6 +183,29 @@ impl Draining {
             unsettled,
             named_in: standing.named_in,
         }
+    }
+
+    /// Agents that are heard and have not applied versions in which others get the new flows. Services of which that is not
+    /// decided yet are added to those that choose the node's pods.
+    fn behind(
+        &mut self,
+        node: &str,
+        uid: &str,
+        chosen: &mut BTreeSet<String>,
+        look: &Look<'_>,
+    ) -> BTreeSet<String> {
+        let excluded = self.excluded.entry(uid.to_owned()).or_default();
+        for (named, table) in look.core.tables_naming(node) {
+            if chosen.contains(&named.to_string()) {
+                excluded.remove(&table.service_uid);
+            } else if look.core.has_left(named, node) {
+                let mark = excluded.entry(table.service_uid.clone());
+                mark.or_insert(table.version);
+            } else if !excluded.contains_key(&table.service_uid) {
+                chosen.insert(named.to_string());
+            }
+        }
+        look.retiring.behind(excluded.iter())
     }
 
     /// What the agent of the node says; none while it is not heard. One that does not know of the drain yet has done nothing.
@@ -226,6 +256,12 @@ impl Draining {
             .collect()
     }
 
+    /// Other nodes with flows of their own that are heard.
+    fn owners(&self, node: &str) -> impl Iterator<Item = &Arc<str>> {
+        let heard = self.agents.keys();
+        heard.filter(move |name| is_other_owner(&self.roles, name, node))
+    }
+
     /// Other owners of whose pins, as they were when the hand-off began, some receiver lacks some.
     fn unsettled(&mut self, node: &str, uid: &str, receivers: &[Receiver]) -> BTreeSet<String> {
         let marks = self.marks.entry(uid.to_owned()).or_default();
@@ -234,10 +270,8 @@ impl Draining {
             .filter(|one| one.heard)
             .map(|one| one.node.as_str())
             .collect();
-        let owners = self
-            .agents
-            .iter()
-            .filter(|(name, _)| ***name != *node && self.roles.get(*name) != Some(&Role::Balancer));
+        let owners = self.agents.iter();
+        let owners = owners.filter(|(name, _)| is_other_owner(&self.roles, name, node));
         let mut unsettled = BTreeSet::new();
         for (owner, said) in owners {
             let is_settled = said.pins.as_ref().is_some_and(|pins| {
@@ -251,6 +285,10 @@ impl Draining {
         }
         unsettled
     }
+}
+
+fn is_other_owner(roles: &BTreeMap<Arc<str>, Role>, name: &Arc<str>, node: &str) -> bool {
+    **name != *node && roles.get(name) != Some(&Role::Balancer)
 }
 
 /// Changes that are still to be acknowledged.

@@ -338,17 +338,17 @@ impl Retiring {
         };
     }
 
-    /// Agents that are there and have not applied one of these tables.
+    /// Agents that are there and have not applied one of these versions, by UID of the Service.
     pub(super) fn behind<'a>(
         &self,
-        tables: impl IntoIterator<Item = (&'a Named, &'a ServiceTableSpec)>,
+        versions: impl IntoIterator<Item = (&'a String, &'a u64)>,
     ) -> BTreeSet<String> {
-        let mut behind = BTreeSet::new();
-        for (_, table) in tables {
-            let lacks = self.reached.lacking(&table.service_uid, table.version);
-            behind.extend(lacks.map(ToString::to_string));
-        }
-        behind
+        // A Service that is gone is in nobody's maps.
+        let there = versions
+            .into_iter()
+            .filter(|(uid, _)| self.named.contains_key(uid.as_str()));
+        let lacking = there.flat_map(|(uid, version)| self.reached.lacking(uid, *version));
+        lacking.map(ToString::to_string).collect()
     }
 
     /// When to work again though nothing is heard.

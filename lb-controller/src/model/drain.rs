@@ -95,6 +95,7 @@ pub fn advance(
         next.waits_for = step.waits_for(&next);
         if let Some(why) = step.gives_up(&next) {
             next.phase = Phase::Failed;
+            next.waits_for.clear();
             next.since = Some(now);
             log(&mut next, now, why);
         } else if next.waits_for.is_empty() || step.passes_over(&next) {

@@ -10,7 +10,7 @@ use crate::source::index::Named;
 /// enter there only.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(in crate::manager) struct Standing {
-    /// They get new flows although others could serve, or it is not decided yet.
+    /// They get new flows although others could serve.
     pub(in crate::manager) chosen: BTreeSet<String>,
     /// They get new flows, and nobody else could.
     pub(in crate::manager) alone: BTreeSet<String>,
@@ -42,11 +42,7 @@ impl Core {
                     services.insert(named.to_string());
                 }
             };
-            // One that is to be looked at may still change.
-            note(
-                place.is_chosen || place.is_named && self.is_due(named),
-                &mut standing.chosen,
-            );
+            note(place.is_chosen, &mut standing.chosen);
             note(place.is_alone, &mut standing.alone);
             note(place.is_named, &mut standing.named_in);
         }

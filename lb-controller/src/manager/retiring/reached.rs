@@ -83,11 +83,11 @@ impl Reached {
     }
 
     /// Agents that have not applied a version of a table.
-    pub(super) fn lacking(
-        &self,
-        service_uid: &str,
+    pub(super) fn lacking<'a>(
+        &'a self,
+        service_uid: &'a str,
         version: u64,
-    ) -> impl Iterator<Item = &Arc<str>> {
+    ) -> impl Iterator<Item = &'a Arc<str>> {
         let agents = self.agents.iter();
         let lacking = agents.filter(move |(_, agent)| {
             agent
