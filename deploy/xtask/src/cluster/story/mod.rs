@@ -72,6 +72,7 @@ enum Step {
     RolloutPowerCut,
     ScaleUpAgentRestart,
     RolloutCutOff,
+    Drain,
 }
 
 /// What is told.
@@ -93,8 +94,8 @@ impl Form {
 
     fn steps(self) -> &'static [Step] {
         use Step::{
-            AgentRestart, ApiAway, Connections, FirstByte, Local, PowerCut, Rollout, RolloutCutOff,
-            RolloutPowerCut, ScaleUpAgentRestart,
+            AgentRestart, ApiAway, Connections, Drain, FirstByte, Local, PowerCut, Rollout,
+            RolloutCutOff, RolloutPowerCut, ScaleUpAgentRestart,
         };
         match self {
             Self::Demo => &[FirstByte, Connections, Rollout, PowerCut],
@@ -109,6 +110,7 @@ impl Form {
                 RolloutPowerCut,
                 ScaleUpAgentRestart,
                 RolloutCutOff,
+                Drain,
             ],
         }
     }
@@ -236,6 +238,7 @@ fn steps(
                 steps::scale_up_agent_restart(world, amount.meetings, summary)
             }
             Step::RolloutCutOff => steps::rollout_cut_off(world, amount.meetings, summary),
+            Step::Drain => steps::drain(world, amount.meetings, summary),
         };
         // The other steps have their own promises to hold.
         if let Err(error) = done {

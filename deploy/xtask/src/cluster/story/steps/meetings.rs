@@ -31,13 +31,13 @@ const AFTER: Duration = Duration::from_secs(3);
 const ENDING: Duration = Duration::from_secs(objects::GRACE_S as u64 + 2);
 
 /// What connections do meanwhile.
-struct Load {
+pub(super) struct Load {
     sessions: Client,
     steady: Client,
 }
 
 impl Load {
-    fn begin(world: &World) -> anyhow::Result<Self> {
+    pub(super) fn begin(world: &World) -> anyhow::Result<Self> {
         world.calm(&web_tcp())?;
         let mut sessions =
             world.client(&["sessions", "--count", &SESSIONS.to_string()], &web_tcp())?;
@@ -51,7 +51,7 @@ impl Load {
     }
 
     /// New connections, and the long ones on these pods.
-    fn end(self, living: &BTreeSet<String>) -> anyhow::Result<(Steady, Held)> {
+    pub(super) fn end(self, living: &BTreeSet<String>) -> anyhow::Result<(Steady, Held)> {
         let new = self.steady.stop()?;
         Ok((new, Held::on(living, self.sessions.stop()?)?))
     }
@@ -161,7 +161,7 @@ pub(in super::super) fn rollout_cut_off(
 }
 
 /// Does both at the same time, and waits for both.
-fn at_once<T: Send, U: Send>(
+pub(super) fn at_once<T: Send, U: Send>(
     one: impl FnOnce() -> anyhow::Result<T> + Send,
     other: impl FnOnce() -> anyhow::Result<U> + Send,
 ) -> anyhow::Result<()> {
@@ -176,7 +176,7 @@ fn at_once<T: Send, U: Send>(
     })
 }
 
-fn restart(world: &World) -> anyhow::Result<String> {
+pub(super) fn restart(world: &World) -> anyhow::Result<String> {
     world.kubectl("rollout restart deployment/web")
 }
 
@@ -185,7 +185,11 @@ fn scale(world: &World, pods: u32) -> anyhow::Result<String> {
 }
 
 /// UIDs of the pods of a deployment, but for those on a node.
-fn uids(world: &World, app: &str, but_on: Option<u8>) -> anyhow::Result<BTreeSet<String>> {
+pub(super) fn uids(
+    world: &World,
+    app: &str,
+    but_on: Option<u8>,
+) -> anyhow::Result<BTreeSet<String>> {
     let told = world.kubectl(&format!(
         "get pods -l app={app} -o jsonpath={{range.items[*]}}{{.spec.nodeName}}/{{.metadata.uid}}{{\"\\n\"}}{{end}}"
     ))?;
@@ -212,7 +216,7 @@ fn recovers(world: &World, summary: &mut Summary) {
     summary.note("  and then every new connection succeeds", held, seen);
 }
 
-fn judge(what: &str, held: &Held, summary: &mut Summary) {
+pub(super) fn judge(what: &str, held: &Held, summary: &mut Summary) {
     summary.sessions_on_living_pods += held.sessions;
     summary.broken += held.broken;
     summary.longest_wait_ms = summary.longest_wait_ms.max(held.longest_wait_ms);
@@ -239,7 +243,7 @@ fn tell_new(new: &Steady, when: &str) {
     );
 }
 
-fn judge_new(new: &Steady, summary: &mut Summary) {
+pub(super) fn judge_new(new: &Steady, summary: &mut Summary) {
     summary.connections += new.connections;
     summary.failed += new.failed;
     summary.client_address_preserved &= new.address_changed == 0;

@@ -2,6 +2,7 @@
 
 mod api_away;
 mod connections;
+mod drain;
 mod failover;
 mod first_byte;
 mod install;
@@ -11,6 +12,7 @@ mod rollout;
 
 pub(super) use api_away::api_away;
 pub(super) use connections::connections;
+pub(super) use drain::drain;
 pub(super) use failover::{agent_restart, power_cuts};
 pub(super) use first_byte::first_byte;
 pub(super) use install::install;

@@ -1,0 +1,99 @@
+//! The announcer is drained while its pods are evicted and all others roll, loses its power as soon as that is safe, and comes back.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rig::cluster::plan;
+use serde::Deserialize;
+
+use super::super::objects::WEB;
+use super::super::summary::Summary;
+use super::super::world::World;
+use super::meetings::{self, Load};
+use crate::process;
+
+/// How it is asked for. Neighbour tables follow a gratuitous announcement within milliseconds; pods take as long as they may to
+/// end.
+const DRAIN: [&str; 5] = ["--wait", "--timeout=100s", "--convergence=1s", "-o", "json"];
+const DRAIN_LIMIT: Duration = Duration::from_secs(140);
+/// How long a node is without power: from a suspicion to longer than TCP pauses after it has lost some packets in a row.
+const DARK: Duration = Duration::from_secs(6);
+
+/// What `lbctl drain -o json` tells.
+#[derive(Debug, Deserialize)]
+struct Drained {
+    safe_to_reboot: bool,
+    connections: Connections,
+    duration_ms: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Connections {
+    handed_off: u64,
+}
+
+/// Drains the announcer so many times; each time it is another node.
+pub(in super::super) fn drain(
+    world: &World,
+    times: u32,
+    summary: &mut Summary,
+) -> anyhow::Result<()> {
+    for _ in 0..times {
+        let load = Load::begin(world)?;
+        let node = world.must_announcer(WEB[0])?;
+        let name = plan::node_name(node);
+        // Those of the node are evicted.
+        let living = meetings::uids(world, "stay", Some(node))?;
+        let began = Instant::now();
+        let mut told = Ok(String::new());
+        let met = meetings::at_once(
+            || meetings::at_once(|| evict(world, &name), || meetings::restart(world)),
+            || {
+                told = lbctl(world, &[&["drain", &name], &DRAIN[..]].concat());
+                Ok(())
+            },
+        );
+        let met = met.and(told).and_then(|text| {
+            let drained: Drained = serde_json::from_str(&text)?;
+            world.cluster.cut_power(&world.cluster.node(node))?;
+            sleep(DARK);
+            Ok(drained)
+        });
+        // The next steps need a whole cluster, whatever has failed.
+        world.cluster.up(world.nodes)?;
+        world.wait_for_agents()?;
+        let kept = world.announcer(WEB[0])? != Some(node);
+        world.kubectl(&format!("uncordon {name}"))?;
+        lbctl(world, &["undrain", &name, "--wait"])?;
+        world.rolled_out("deployment/web")?;
+        world.programmed("web")?;
+        let (new, held) = load.end(&living)?;
+        let drained = met?;
+        summary.note(
+            "the announcer is drained while its pods are evicted and all roll",
+            drained.safe_to_reboot && kept,
+            format!(
+                "safe to reboot after {} ms ({} s with what came before), {} connections handed off",
+                drained.duration_ms,
+                began.elapsed().as_secs(),
+                drained.connections.handed_off
+            ),
+        );
+        meetings::judge("  and powered off, and on again", &held, summary);
+        meetings::judge_new(&new, summary);
+    }
+    Ok(())
+}
+
+/// As before a reboot; whatever may not be evicted stays.
+fn evict(world: &World, name: &str) -> anyhow::Result<String> {
+    world.kubectl(&format!(
+        "drain {name} --ignore-daemonsets --delete-emptydir-data --force --timeout=90s"
+    ))
+}
+
+fn lbctl(world: &World, words: &[&str]) -> anyhow::Result<String> {
+    let mut command = world.lbctl()?;
+    process::output_within(command.args(words), DRAIN_LIMIT)
+}
