@@ -155,20 +155,24 @@ fn publish<T: PartialEq>(sender: &watch::Sender<Arc<T>>, value: T) {
 
 type Events = Pin<Box<dyn Stream<Item = ()> + Send + Sync>>;
 
-/// One netlink socket for questions and events.
+/// A netlink socket for questions and one for events. On one socket, what the kernel tells everybody of somebody else's request
+/// could pass for an answer: it has the number of that request, and answers are told apart by numbers.
 struct Connection {
     handle: Handle,
     /// The library's queue behind it has no limit; it is emptied whenever the task wakes, and holds no more than the
     /// kernel's socket buffer lets through meanwhile.
     events: Events,
-    task: JoinHandle<()>,
+    /// Without it the other socket would be closed.
+    _follower: Handle,
+    tasks: [JoinHandle<()>; 2],
     /// Neighbours that we have asked the kernel to keep resolved.
     managed: HashSet<(IfIndex, IpAddr)>,
 }
 
 impl Connection {
     fn open() -> Result<Self, NetworkError> {
-        let (connection, handle, events) = rtnetlink::new_multicast_connection(&[
+        let (questions, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
+        let (following, follower, events) = rtnetlink::new_multicast_connection(&[
             MulticastGroup::Link,
             MulticastGroup::Neigh,
             MulticastGroup::Ipv4Ifaddr,
@@ -181,8 +185,9 @@ impl Connection {
         .map_err(NetworkError::Socket)?;
         Ok(Self {
             handle,
+            _follower: follower,
             events: Box::pin(events.map(|_event| ())),
-            task: tokio::spawn(connection),
+            tasks: [tokio::spawn(questions), tokio::spawn(following)],
             managed: HashSet::new(),
         })
     }
@@ -211,7 +216,7 @@ impl Connection {
         &mut self,
         addresses: &BTreeSet<IpAddr>,
     ) -> Result<(Links, NextHops), NetworkError> {
-        if self.task.is_finished() {
+        if self.tasks.iter().any(JoinHandle::is_finished) {
             return Err(NetworkError::Closed);
         }
         let mut links = self.links().await?;
@@ -337,10 +342,68 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.task.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 }
 
 fn asking(what: &'static str) -> impl Fn(rtnetlink::Error) -> NetworkError {
     move |source| NetworkError::Netlink { what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::dataplane::testing::{in_namespace, ip, is_root};
+
+    /// Connections that change routes, each from its first request on: that the numbers of their requests meet those of ours is
+    /// then likely.
+    async fn disturb(done: &AtomicBool) {
+        while !done.load(Ordering::Relaxed) {
+            let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+            let connection = tokio::spawn(connection);
+            for number in 0..8 {
+                let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                    .destination_prefix(Ipv4Addr::new(192, 0, 2, number), 32)
+                    .output_interface(1)
+                    .build();
+                _ = handle.route().add(route.clone()).execute().await;
+                _ = handle.route().del(route).execute().await;
+            }
+            connection.abort();
+        }
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn what_others_change_is_never_taken_for_an_answer() {
+        if !is_root("what_others_change_is_never_taken_for_an_answer") {
+            return;
+        }
+        in_namespace(|| {
+            ip("link set lo up");
+            let done = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                // A thread has the namespace of the one that starts it.
+                let others = scope.spawn(|| runtime().block_on(disturb(&done)));
+                let read = runtime().block_on(async {
+                    for _ in 0..300 {
+                        Connection::open()?.read(&BTreeSet::new()).await?;
+                    }
+                    Ok::<_, NetworkError>(())
+                });
+                done.store(true, Ordering::Relaxed);
+                others.join().unwrap();
+                read.unwrap();
+            });
+        });
+    }
 }
