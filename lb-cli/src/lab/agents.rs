@@ -43,6 +43,14 @@ impl Cluster {
         Ok(())
     }
 
+    /// Kills the manager, and waits until it is gone.
+    pub(crate) fn kill_manager(&mut self) -> anyhow::Result<()> {
+        let mut manager = self.manager.take().context("there is no manager")?;
+        manager.kill().context("kill the manager")?;
+        manager.wait().context("wait for the manager")?;
+        Ok(())
+    }
+
     /// Starts the agent of a machine.
     pub(crate) fn start_agent(&mut self, name: &str) -> anyhow::Result<()> {
         let controller = self.settings.controller.clone();

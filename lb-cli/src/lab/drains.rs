@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use lb_controller::api::node_drain::{NodeDrainSpec, NodeDrainStatus, Phase, condition};
+use nix::sys::signal::Signal;
 use rand::Rng;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,8 @@ const POLL: Duration = Duration::from_millis(25);
 const ECMP_PAUSE_MS: std::ops::Range<u64> = 150..1_200;
 /// Without a machine that is safe to reboot: long enough for others to suspect it.
 const POWERLESS: Duration = Duration::from_secs(4);
+/// How long somebody is away in the middle of a drain.
+const AWAY: Duration = Duration::from_millis(1_500);
 /// Pods that are replaced meanwhile: each once, and their successors.
 const REPLACED: usize = 18;
 
@@ -54,6 +57,26 @@ pub(crate) struct Drained {
     pub(crate) drains: u64,
 }
 
+/// What goes wrong in the middle of a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// The manager is killed, and started again.
+    Manager,
+    /// The agent of the machine is killed, and started again.
+    Agent,
+    /// The agent of another one stands still for a while.
+    Peer,
+}
+
+/// Phases that last long enough to be met.
+const PHASES: [Phase; 5] = [
+    Phase::Exclude,
+    Phase::HandOff,
+    Phase::Deprefer,
+    Phase::Withdraw,
+    Phase::Quiesce,
+];
+
 /// What happens beside drains.
 struct Beside {
     started: Instant,
@@ -62,6 +85,8 @@ struct Beside {
     /// Machines that the router sends packets to.
     members: Vec<String>,
     move_at: Instant,
+    /// What is to go wrong, and from which phase on.
+    fault: Option<(Phase, Fault)>,
 }
 
 impl Run {
@@ -94,6 +119,72 @@ impl Run {
         Ok(())
     }
 
+    /// Drains a balancer again and again, and in each phase something goes wrong: each drain is done all the same.
+    pub(super) async fn faulty_drains(&mut self) -> anyhow::Result<()> {
+        let stop = CancellationToken::new();
+        let ways = self.ways(Mix::OneInFiveUdp);
+        let load = load::steady(ways, NEW_PER_SECOND, stop.clone());
+        let new = self.client.handle().spawn(load);
+        let mut beside = self.around(Vec::new());
+        let machine = beside.members[0].clone();
+        let mut drains = 0;
+        for fault in [Fault::Manager, Fault::Agent, Fault::Peer] {
+            for phase in PHASES {
+                beside.fault = Some((phase, fault));
+                let drained = self.drain(&machine, &mut beside).await?;
+                if !drained.safe_to_reboot || beside.fault.is_some() {
+                    bail!("{fault:?} in {phase:?}: the drain was not done as it should");
+                }
+                drains += 1;
+                self.summary.drain = Some(Drained { drains, ..drained });
+                self.undrain(&machine, &mut beside).await?;
+                self.cluster.settled().await?;
+            }
+        }
+        stop.cancel();
+        let tally = new.await.context("the load's task ended early")??;
+        self.summary.add_tally(tally);
+        Ok(())
+    }
+
+    /// Does what is to go wrong, if the drain has come so far.
+    async fn go_wrong(
+        &mut self,
+        machine: &str,
+        phase: Phase,
+        beside: &mut Beside,
+    ) -> anyhow::Result<()> {
+        let Some((from, fault)) = beside.fault.filter(|(from, _)| phase.has_reached(*from)) else {
+            return Ok(());
+        };
+        beside.fault = None;
+        match fault {
+            Fault::Manager => {
+                self.voice.say(&format!("{from:?}: the manager is killed"));
+                self.cluster.kill_manager()?;
+                tokio::time::sleep(AWAY).await;
+                self.cluster.start_manager()
+            }
+            Fault::Agent => {
+                self.voice
+                    .say(&format!("{from:?}: the agent of {machine} is killed"));
+                self.cluster.end_agent(machine, Signal::SIGKILL).await?;
+                tokio::time::sleep(AWAY).await;
+                self.cluster.start_agent(machine)
+            }
+            Fault::Peer => {
+                let machines = self.cluster.machines();
+                let peer = machines.iter().rfind(|other| *other != machine);
+                let peer = peer.context("there is one machine only")?;
+                self.voice
+                    .say(&format!("{from:?}: the agent of {peer} stands still"));
+                self.cluster.signal_agent(peer, Signal::SIGSTOP)?;
+                tokio::time::sleep(AWAY).await;
+                self.cluster.signal_agent(peer, Signal::SIGCONT)
+            }
+        }
+    }
+
     /// Drains a machine under new connections and takes its power away.
     pub(super) async fn live_drain(&mut self) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
@@ -119,6 +210,7 @@ impl Run {
             steps,
             members: self.cluster.balancers(),
             move_at: started,
+            fault: None,
         }
     }
 
@@ -157,6 +249,7 @@ impl Run {
             let status = status.unwrap_or_default();
             progress.show(&status);
             self.route(machine, status.phase, beside).await?;
+            self.go_wrong(machine, status.phase, beside).await?;
             if is_over(&status) {
                 break status;
             }

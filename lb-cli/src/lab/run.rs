@@ -172,7 +172,7 @@ impl Run {
     /// One scenario.
     pub(crate) async fn play(mut self, scenario: Scenario) -> anyhow::Result<(Cluster, Summary)> {
         let sessions = match scenario {
-            Scenario::Drain => self.open_many_sessions().await?,
+            Scenario::Drain | Scenario::DrainFaults => self.open_many_sessions().await?,
             _ => self.open_sessions().await?,
         };
         if scenario.is_about_agents() {
@@ -181,6 +181,8 @@ impl Run {
             self.flood().await?;
         } else if scenario == Scenario::Drain {
             self.drains().await?;
+        } else if scenario == Scenario::DrainFaults {
+            self.faulty_drains().await?;
         } else {
             self.story(scenario.timeline()).await?;
         }
@@ -195,7 +197,7 @@ impl Run {
             };
             self.note_floor(&floor);
         }
-        let relays = !scenario.is_about_agents();
+        let relays = !scenario.is_about_agents() && scenario != Scenario::DrainFaults;
         let about = About {
             relays,
             datagrams: !relays,

@@ -33,6 +33,8 @@ pub(crate) enum Scenario {
     Flood,
     /// Every balancer is drained and put to use again while every pod is replaced; then one once more, and loses its power.
     Drain,
+    /// A balancer is drained fifteen times, and each time manager, agent or peer fails in another phase.
+    DrainFaults,
     /// Agents are killed, and started again.
     AgentKill,
     /// Agents are asked to end, and started again.
@@ -95,6 +97,7 @@ impl Scenario {
             | Self::TargetPort
             | Self::Flood
             | Self::Drain
+            | Self::DrainFaults
             | Self::AgentKill
             | Self::AgentRestart
             | Self::AgentUpgrade => (vec![6], 0),
@@ -131,6 +134,7 @@ impl Scenario {
             }
             Self::Flood
             | Self::Drain
+            | Self::DrainFaults
             | Self::AgentKill
             | Self::AgentRestart
             | Self::AgentUpgrade => Vec::new(),
@@ -151,7 +155,8 @@ impl Scenario {
             | Self::TargetPort
             | Self::Forgetting
             | Self::Flood
-            | Self::Drain => false,
+            | Self::Drain
+            | Self::DrainFaults => false,
         }
     }
 
