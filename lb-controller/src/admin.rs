@@ -14,6 +14,8 @@ use std::net::{IpAddr, SocketAddr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::api::load_balancer_node::NodeRole;
+
 /// Where the agent listens if not told otherwise.
 pub const SOCKET_DEFAULT: &str = "/run/bowline/agent.sock";
 /// Flows in one answer if the request names no limit.
@@ -174,6 +176,16 @@ pub enum Role {
     /// Assigns slots; touches no packet.
     #[value(skip)]
     Manager,
+}
+
+impl From<NodeRole> for Role {
+    fn from(role: NodeRole) -> Self {
+        match role {
+            NodeRole::Balancer => Self::Balancer,
+            NodeRole::Owner => Self::Owner,
+            NodeRole::Both => Self::Both,
+        }
+    }
 }
 
 /// An interface and the programs on it.

@@ -225,11 +225,14 @@ const LABS: &[&[&str]] = &[
     &["run", "agent-kill"],
     &["run", "agent-restart"],
     &["run", "agent-upgrade"],
+    &["run", "drain", "--balancers", "3"],
+    &["run", "drain-faults", "--balancers", "3"],
     &["run", "rollout", "--balancers", "5"],
     &["run", "rollout", "--xdp-mode", "generic"],
     &["run", "rollout", "--no-relay"],
     &["run", "scale-2-5", "--no-relay"],
     &["run", "selector", "--no-relay"],
+    &["run", "drain", "--balancers", "3", "--no-relay"],
     &["pairs", "rollout,rehash", "--no-relay"],
 ];
 

@@ -277,6 +277,7 @@ impl Run {
             safe_to_reboot: conditions
                 .any(|one| one.type_ == condition::SAFE_TO_REBOOT && one.status == "True"),
             handed_off: status.connections.handed_off,
+            drains: 1,
             ..Drained::default()
         })
     }

@@ -22,14 +22,14 @@ use super::answers::Handoff;
 use super::core::{Core, Write};
 use super::draining::{Draining, Known, Look};
 use super::retiring::{Retiring, Todo};
-use crate::admin::Problem;
+use crate::admin::{Problem, Role};
 use crate::api::node_drain::NodeDrainStatus;
 use crate::api::service_table::ServiceTableSpec;
 use crate::handoff::counts::{Streams, Tally};
 use crate::handoff::dial::Dialler;
 use crate::handoff::manager::{ControlClient, HEARD_MAX, Heard, News};
 use crate::handoff::message::Instruction;
-use crate::handoff::peer::Role;
+use crate::handoff::peer;
 use crate::handoff::reload::{self, Place, Tls};
 use crate::handoff::{HANDOFF_PORT, Others, Times};
 use crate::model::slot::WhenFull;
@@ -61,7 +61,7 @@ impl Agents {
         let tally = Tally::default();
         let place = Place {
             directory: directory.to_owned(),
-            role: Role::Manager,
+            role: peer::Role::Manager,
             node: "".into(),
         };
         let client = ControlClient {
@@ -111,6 +111,11 @@ impl Agents {
             *named = others;
             is_new
         });
+    }
+
+    /// Says what a node does.
+    pub(super) fn role(&mut self, node: &Arc<str>, role: Role) {
+        self.draining.role(node, role);
     }
 
     /// Waits until something is heard. Cancel safe.

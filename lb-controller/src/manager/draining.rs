@@ -28,7 +28,7 @@ const LOOK_PERIOD: Duration = Duration::from_millis(200);
 #[derive(Clone, PartialEq, Debug, Default)]
 pub(super) struct Draining {
     agents: BTreeMap<Arc<str>, Said>,
-    /// Roles of all that were ever heard.
+    /// Roles of nodes with an agent, as their objects have them.
     roles: BTreeMap<Arc<str>, Role>,
     /// By UID of a drain: where the pins of each other owner were when the hand-off began.
     marks: BTreeMap<String, BTreeMap<Arc<str>, Position>>,
@@ -68,6 +68,11 @@ pub(super) struct Look<'a> {
 pub(super) type Known = BTreeMap<String, (NodeDrain, NodeDrainStatus)>;
 
 impl Draining {
+    /// What a node does, heard or not.
+    pub(super) fn role(&mut self, node: &Arc<str>, role: Role) {
+        self.roles.insert(Arc::clone(node), role);
+    }
+
     /// A stream begins.
     pub(super) fn up(&mut self, node: &Arc<str>) {
         self.agents.insert(Arc::clone(node), Said::default());
@@ -80,9 +85,6 @@ impl Draining {
 
     /// An agent says something.
     pub(super) fn report(&mut self, node: &Arc<str>, report: &Report) {
-        if let Report::Hello { role, .. } = report {
-            self.roles.insert(Arc::clone(node), *role);
-        }
         let Some(said) = self.agents.get_mut(node) else {
             return;
         };
@@ -106,7 +108,9 @@ impl Draining {
 
     /// Forgets what was heard: another manager leads.
     pub(super) fn reset(&mut self) {
-        *self = Self::default();
+        self.agents.clear();
+        self.marks.clear();
+        self.excluded.clear();
     }
 
     /// What each drain comes to, where that is something else than what is known; by name of the node.

@@ -38,6 +38,7 @@ use super::answers::{Found, Shared};
 use super::core::{Core, Requests, Settings};
 use super::{SLEEP_MAX, tell};
 use crate::admin::Problem;
+use crate::handoff::Others;
 use crate::handoff::manager::Heard;
 use crate::source::index::{Event, Named};
 use crate::source::kubernetes::{EVENTS_MAX, Watches, follow, manager as wanted};
@@ -217,11 +218,13 @@ impl Shell {
             return;
         };
         if std::mem::take(&mut self.balancers_changed) {
-            let named = self.core.index().balancers().filter_map(|node| {
-                let name = node.metadata.name.as_deref()?.into();
-                Some((name, node.spec.addresses.iter().copied().collect()))
-            });
-            agents.name(named.collect());
+            let mut named = Others::new();
+            for node in self.core.index().balancers() {
+                let name: Arc<str> = node.metadata.name.as_deref().unwrap_or_default().into();
+                agents.role(&name, node.spec.role.into());
+                named.insert(name, node.spec.addresses.iter().copied().collect());
+            }
+            agents.name(named);
         }
         agents.take(heard, now);
         agents.work(&mut self.core, now, wall);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use clap::ValueEnum;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -12,7 +13,7 @@ use super::agents::{self, Agents};
 use super::answers::Handoff;
 use super::core::{Core, Requests, Settings, Write};
 use super::draining::{self, Known};
-use crate::admin::Problem;
+use crate::admin::{Problem, Role};
 use crate::api::file::{LoadBalancerNode, ServiceStatus};
 use crate::api::node_drain::{NodeDrain, NodeDrainStatus};
 use crate::api::service_table::ServiceTable;
@@ -123,7 +124,11 @@ impl Standalone {
             match (content, read_as::<LoadBalancerNode>(content)) {
                 (Content::Gone, _) => _ = self.dialled.remove(name),
                 (_, Ok(node)) => {
-                    let name = node.metadata.name.as_str().into();
+                    let name: Arc<str> = node.metadata.name.as_str().into();
+                    let role = Role::from_str(&node.role, false);
+                    if let (Ok(role), Some(agents)) = (role, &mut self.agents) {
+                        agents.role(&name, role);
+                    }
                     self.dialled
                         .insert(name, node.addresses.iter().copied().collect());
                 }

@@ -90,14 +90,8 @@ impl World {
     fn up(&mut self, node: &str) {
         let node: Arc<str> = node.into();
         self.retiring.up(&node);
+        self.draining.role(&node, Role::Both);
         self.draining.up(&node);
-        let hello = Report::Hello {
-            node: Arc::clone(&node),
-            incarnation: Incarnation(1),
-            role: Role::Both,
-            ready: true,
-        };
-        self.draining.report(&node, &hello);
     }
 
     fn down(&mut self, node: &str) {
