@@ -24,7 +24,7 @@ const NEW_PER_SECOND: u32 = 300;
 /// What the lab's router takes to send packets elsewhere is milliseconds; a second is the shortest that can be said.
 const CONVERGENCE_SECONDS: u32 = 1;
 /// No drain of a machine without pods takes longer: three seconds for the router, and the rest for a slow machine.
-const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+const DRAIN_LIMIT: Duration = Duration::from_mins(1);
 /// Between two looks at the status.
 const POLL: Duration = Duration::from_millis(25);
 /// Between two moves of the router's ECMP.

@@ -79,6 +79,8 @@ pub struct Settings {
     pub pin_dir: PathBuf,
     /// Known flows of each family that there is room for; for status.
     pub flows: u32,
+    /// Flows of each family that can be pinned.
+    pub pins: u32,
     /// Connections are handed off.
     pub hands_off: bool,
     /// Where objects come from.
@@ -118,6 +120,7 @@ impl Settings {
             relay: !options.no_relay,
             pin_dir: options.pin_dir.clone(),
             flows: options.flows,
+            pins: options.pins,
             hands_off: options.handoff.certificates.is_some(),
             origin,
         }
@@ -240,7 +243,7 @@ impl Core {
         let adopted = adopted.collect();
         let now = Instant::now();
         let own = settings.addresses.iter().copied().collect();
-        let hands_off = settings.hands_off;
+        let (hands_off, pins_max) = (settings.hands_off, settings.pins as usize);
         let goes_on = !contents.services.is_empty();
         Ok(Self {
             settings,
@@ -277,7 +280,7 @@ impl Core {
             announcing: Announcing::adopt(adopted),
             announce: Attempt::default(),
             agents: Arc::default(),
-            pins: Pins::new(hands_off, goes_on),
+            pins: Pins::new(hands_off, goes_on, pins_max),
             handing: Handing::default(),
             draining: Draining::default(),
             pins_due: None,

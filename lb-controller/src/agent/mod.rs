@@ -52,6 +52,9 @@ use crate::{admin, serve};
 /// Where links and maps are pinned if not told otherwise.
 pub const PIN_DIR_DEFAULT: &str = "/sys/fs/bpf/bowline";
 
+/// As many as a node has flows, so that any one can be drained whole.
+const PINS_DEFAULT: u32 = lb_ebpf::abi::capacity::FLOWS;
+
 /// How the agent runs.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
@@ -89,6 +92,10 @@ pub struct Options {
     /// Known flows of each family that this node has room for.
     #[arg(long, value_name = "N", default_value_t = lb_ebpf::abi::capacity::FLOWS)]
     pub flows: u32,
+    /// Connections of each family that all nodes together can have pinned here, such as those of a node that is drained; the same at
+    /// every node.
+    #[arg(long, value_name = "N", default_value_t = PINS_DEFAULT, value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
+    pub pins: u32,
     /// Whether connections are handed off.
     #[command(flatten)]
     pub handoff: crate::handoff::Options,
@@ -124,6 +131,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     };
     let sizes = Sizes {
         flows: options.flows,
+        pins: options.pins,
         ..Sizes::default()
     };
     let (dataplane, programs) = open_maps(&options.pin_dir, &sizes).await?;

@@ -27,8 +27,8 @@ const RELAYS_PER_SECOND: u64 = 500_000;
 /// ICMP errors per second that this node sends at most: a quarter of it on one receive queue, which is Linux's own limit
 /// (`net.ipv4.icmp_msgs_per_sec`).
 const ICMP_ERRORS_PER_SECOND: u32 = 4_000;
-/// Pins that half-open flows of all nodes may take at a balancer: a flood must leave room for those of real ones.
-const HALF_OPEN_PINS: u32 = abi::capacity::PINS / 2;
+/// The share of all pins that half-open flows of all nodes may take at a balancer: a flood must leave room for those of real ones.
+const HALF_OPEN_SHARE: u32 = 2;
 /// How long such a flow keeps its pin at most: until its pod has sent its last SYN-ACK, half a minute after the first
 /// (`net.ipv4.tcp_synack_retries`), and a look through the flows has found that nothing came of it.
 const HALF_OPEN_PIN_SECONDS: u32 = 60;
@@ -114,13 +114,13 @@ pub(super) fn half_open_reports(core: &Core) -> u32 {
     let nodes = u32::try_from(core.agents.len() + 1).unwrap_or(u32::MAX);
     let before = core.installed.config().half_open_reports_per_second;
     let pins = u32::try_from(core.own_pin_count()).unwrap_or(u32::MAX);
-    half_open_rate(nodes, pins, before)
+    half_open_rate(core.settings.pins, nodes, pins, before)
 }
 
 /// Of one of so many nodes, which has so many pins of its own and has reported at that rate before. One that has its share of
 /// pins may be flooded: from then on it makes no more than end meanwhile, until a quarter of them is gone.
-fn half_open_rate(nodes: u32, pins: u32, before: u32) -> u32 {
-    let share = HALF_OPEN_PINS / nodes;
+fn half_open_rate(room: u32, nodes: u32, pins: u32, before: u32) -> u32 {
+    let share = room / HALF_OPEN_SHARE / nodes;
     let slow = (share / HALF_OPEN_PIN_SECONDS).max(HALF_OPEN_REPORTS_MIN);
     let may_have = if before == slow {
         share - share / 4
@@ -349,21 +349,22 @@ mod tests {
     #[test]
     fn a_node_with_its_share_of_pins_reports_half_open_flows_slowly_until_many_are_gone() {
         const NODES: u32 = 8;
-        let share = HALF_OPEN_PINS / NODES;
-        let slow = half_open_rate(NODES, share, HALF_OPEN_REPORTS_MAX);
+        const ROOM: u32 = abi::capacity::PINS;
+        let share = ROOM / HALF_OPEN_SHARE / NODES;
+        let slow = half_open_rate(ROOM, NODES, share, HALF_OPEN_REPORTS_MAX);
         assert_eq!(
-            half_open_rate(NODES, share - 1, HALF_OPEN_REPORTS_MAX),
+            half_open_rate(ROOM, NODES, share - 1, HALF_OPEN_REPORTS_MAX),
             HALF_OPEN_REPORTS_MAX
         );
-        assert_eq!(half_open_rate(NODES, share - 1, slow), slow);
+        assert_eq!(half_open_rate(ROOM, NODES, share - 1, slow), slow);
         assert_eq!(
-            half_open_rate(NODES, share * 3 / 4 - 1, slow),
+            half_open_rate(ROOM, NODES, share * 3 / 4 - 1, slow),
             HALF_OPEN_REPORTS_MAX
         );
         // All nodes together, for as long as such a pin may stay.
-        assert!(slow * HALF_OPEN_PIN_SECONDS * NODES <= HALF_OPEN_PINS);
+        assert!(slow * HALF_OPEN_PIN_SECONDS * NODES <= ROOM / HALF_OPEN_SHARE);
         // The first rate, before anything is configured.
-        assert_eq!(half_open_rate(1, 0, 0), HALF_OPEN_REPORTS_MAX);
-        assert_eq!(half_open_rate(u32::MAX, 0, 0), HALF_OPEN_REPORTS_MIN);
+        assert_eq!(half_open_rate(ROOM, 1, 0, 0), HALF_OPEN_REPORTS_MAX);
+        assert_eq!(half_open_rate(ROOM, u32::MAX, 0, 0), HALF_OPEN_REPORTS_MIN);
     }
 }

@@ -95,6 +95,8 @@ pub struct Sizes {
     pub capacity: Capacity,
     /// Known flows of each family; half-open ones get a quarter of it.
     pub flows: u32,
+    /// Pinned flows of each family.
+    pub pins: u32,
 }
 
 impl Default for Sizes {
@@ -102,6 +104,7 @@ impl Default for Sizes {
         Self {
             capacity: Capacity::default(),
             flows: capacity::FLOWS,
+            pins: capacity::PINS,
         }
     }
 }
@@ -112,6 +115,7 @@ impl Sizes {
         let Self {
             capacity: sizes,
             flows,
+            pins,
         } = *self;
         let Capacity {
             backends,
@@ -136,6 +140,8 @@ impl Sizes {
             (map::BACKENDS_COUNT, backends),
             (map::FLOWS4, flows),
             (map::FLOWS6, flows),
+            (map::PINS4, pins),
+            (map::PINS6, pins),
             (map::HALF_OPEN4, half_open),
             (map::HALF_OPEN6, half_open),
             (map::FIRST4, half_open),

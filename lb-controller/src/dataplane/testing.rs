@@ -22,6 +22,7 @@ pub(crate) const SIZES: Sizes = Sizes {
         services: 64,
     },
     flows: 4_096,
+    pins: 1024,
 };
 
 /// Whether kernel tests can run; says why not.

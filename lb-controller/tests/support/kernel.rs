@@ -37,6 +37,7 @@ const SIZES: Sizes = Sizes {
         services: 64,
     },
     flows: 4_096,
+    pins: 1024,
 };
 
 /// The loopback interface, the one that every network namespace has.

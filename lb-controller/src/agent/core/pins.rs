@@ -28,7 +28,7 @@ use crate::model::endpoint::is_alive;
 use crate::model::freshness::Stream;
 use crate::model::op::{Op, PinKey};
 use crate::model::pins::{
-    Batch, FlowKey, Incarnation, PinOp, PinnedPod, Position, Receiver, Writer,
+    Batch, FlowKey, Incarnation, LOG_MAX, PinOp, PinnedPod, Position, Receiver, Writer,
 };
 use crate::model::plan::address_of;
 use crate::model::secret::identity;
@@ -82,11 +82,11 @@ pub(super) struct Writing {
 }
 
 impl Pins {
-    pub(super) fn new(is_on: bool, goes_on: bool) -> Self {
+    pub(super) fn new(is_on: bool, goes_on: bool, pins_max: usize) -> Self {
         Self {
             is_on,
             outbox: None,
-            receiver: Receiver::default(),
+            receiver: Receiver::new(pins_max),
             undone: Vec::new(),
             writers: BTreeMap::new(),
             missing: BTreeSet::new(),
@@ -283,7 +283,9 @@ impl Core {
             all = self.installed.pins(),
             "pins are handed off from here on"
         );
-        self.pins.outbox = Some(Outbox::new(Writer::new(incarnation, kept)));
+        let writer = Writer::new(incarnation, kept);
+        let writer = writer.with_limits(self.settings.pins as usize, LOG_MAX);
+        self.pins.outbox = Some(Outbox::new(writer));
         self.look_for_streams(now);
         self.follow_own();
         Ok(())

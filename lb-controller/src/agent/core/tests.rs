@@ -222,6 +222,7 @@ fn agent_that(manifests: &Path, maps: &Shared, hands_off: bool) -> Core {
         relay: true,
         pin_dir: "/pins".into(),
         flows: 1024,
+        pins: 1 << 16,
         origin: Origin::Directory {
             manifests: manifests.to_owned(),
             outputs: Outputs::below(manifests),

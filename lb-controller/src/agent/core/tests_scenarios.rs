@@ -121,6 +121,7 @@ impl<D: Dataplane + 'static> Scene<D> {
             relay: true,
             pin_dir: "/pins".into(),
             flows: 1024,
+            pins: 1 << 16,
             origin: Origin::Cluster,
         };
         let (wanted, _) = watch::channel(BTreeSet::new());

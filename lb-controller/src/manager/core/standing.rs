@@ -37,14 +37,14 @@ impl Core {
                 continue;
             }
             let place = place(table, node, &|other| self.leaving.contains(other));
-            let note = |holds: bool, services: &mut BTreeSet<String>| {
+            let add = |holds: bool, services: &mut BTreeSet<String>| {
                 if holds {
                     services.insert(named.to_string());
                 }
             };
-            note(place.is_chosen, &mut standing.chosen);
-            note(place.is_alone, &mut standing.alone);
-            note(place.is_named, &mut standing.named_in);
+            add(place.is_chosen, &mut standing.chosen);
+            add(place.is_alone, &mut standing.alone);
+            add(place.is_named, &mut standing.named_in);
         }
         standing
     }

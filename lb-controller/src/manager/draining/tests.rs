@@ -153,7 +153,7 @@ impl World {
             uid: format!("drain of {drain}").as_str().into(),
             phase: Some(Phase::Quiesce),
             handed_off: Some((position(5), 5)),
-            quiet_for: Duration::from_secs(60),
+            quiet_for: Duration::from_mins(1),
             ..Drained::default()
         };
         change(&mut drained);

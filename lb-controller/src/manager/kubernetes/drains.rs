@@ -56,26 +56,26 @@ impl Drains {
         notes: &Notes,
         wall: Timestamp,
     ) {
-        let writes = |writing: &JoinHandle<()>| !writing.is_finished();
-        if self.known.is_empty() || self.writing.as_ref().is_some_and(writes) {
+        let is_writing = |writing: &JoinHandle<()>| !writing.is_finished();
+        if self.known.is_empty() || self.writing.as_ref().is_some_and(is_writing) {
             return;
         }
         let changed = match agents {
             Some(agents) => agents.advance(&self.known, core, self.concurrent, wall),
             None => draining::refuse(&self.known, wall),
         };
-        let changes = self.changes(&changed, notes);
-        if changes.is_empty() {
+        let writes = self.writes(&changed, notes);
+        if writes.is_empty() {
             return;
         }
         let client = self.client.clone();
         self.writing = Some(tokio::spawn(async move {
-            write::<NodeDrain>(&client, changes).await;
+            write::<NodeDrain>(&client, writes).await;
         }));
     }
 
-    fn changes(&self, changed: &BTreeMap<String, NodeDrainStatus>, notes: &Notes) -> Vec<Change> {
-        let mut changes = Vec::new();
+    fn writes(&self, changed: &BTreeMap<String, NodeDrainStatus>, notes: &Notes) -> Vec<Change> {
+        let mut writes = Vec::new();
         for (node, next) in changed {
             let Some((drain, before)) = self.known.get(node) else {
                 continue;
@@ -84,9 +84,9 @@ impl Drains {
             if before.phase != next.phase {
                 notes.publish(drain, note(next));
             }
-            changes.extend(Change::from(&drain.metadata, drain.status.as_ref(), next));
+            writes.extend(Change::from(&drain.metadata, drain.status.as_ref(), next));
         }
-        changes
+        writes
     }
 
     /// When to look again though nothing is heard.

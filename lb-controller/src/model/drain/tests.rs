@@ -26,7 +26,7 @@ fn done() -> Facts {
             handed_off: Some(7),
             fault: None,
             open: 0,
-            quiet_for: Duration::from_secs(3600),
+            quiet_for: Duration::from_hours(1),
         }),
         receivers: vec![receiver("lb-2", Some(0), true)],
         ..Facts::default()
