@@ -11,6 +11,7 @@ mod cluster;
 mod drain;
 mod explain;
 mod flows;
+mod interrupt;
 mod lab;
 mod output;
 mod overview;
