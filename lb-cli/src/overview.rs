@@ -1,8 +1,8 @@
 //! `lbctl status` of a whole cluster: its manager, nodes and pools, and what is wrong. Every agent is asked in its pod, the API
 //! server for the rest. Knows nothing of a single agent's details: those are `lbctl status --node NAME`.
 //!
-//! Permissions that a person needs beside those of [`crate::cluster`]: `list` of `services`, `addresspools` and
-//! `loadbalancernodes`, `get` of `leases` in Bowline's namespace.
+//! Permissions that a person needs beside those of [`crate::cluster`]: `list` of `services`, `addresspools`,
+//! `loadbalancernodes` and `nodedrains`, `get` of `leases` in Bowline's namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -19,6 +19,7 @@ use lb_controller::admin::{self, Status};
 use lb_controller::api::address_pool::{self, AddressPool};
 use lb_controller::api::file;
 use lb_controller::api::load_balancer_node::LoadBalancerNode;
+use lb_controller::api::node_drain::{NodeDrain, Phase};
 use lb_controller::manager::kubernetes::lease as manager_lease;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -37,6 +38,7 @@ const RENEWED_WITHIN: Duration = Duration::from_secs(15);
 struct Overview {
     manager: Manager,
     nodes: Vec<Node>,
+    drains: Vec<Drain>,
     pools: Vec<Pool>,
     problems: Vec<Problem>,
 }
@@ -60,6 +62,18 @@ struct Node {
     status: Option<Status>,
     /// Why it says nothing.
     error: Option<String>,
+}
+
+/// A node that is to be left, or was.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Drain {
+    node: String,
+    phase: Phase,
+    /// Since when it stands there; none while no manager has seen it.
+    since: Option<Timestamp>,
+    /// Connections of its pods that are open.
+    open: u64,
+    waits_for: Vec<String>,
 }
 
 /// An address pool, as the manager sees it.
@@ -106,11 +120,12 @@ async fn gather(cluster: &Cluster, now: Timestamp) -> anyhow::Result<Overview> {
         futures::try_join!(
             cluster::agents(client.clone()),
             list::<LoadBalancerNode>(&client, ListParams::default()),
+            list::<NodeDrain>(&client, ListParams::default()),
             list::<AddressPool>(&client, ListParams::default()),
             list::<Service>(&client, of_load_balancers),
         )
     };
-    let (pods, known, pools, services) = agent::within(agent::ANSWER_LIMIT, listed).await?;
+    let (pods, known, drains, pools, services) = agent::within(agent::ANSWER_LIMIT, listed).await?;
     let namespace = pods.first().and_then(ResourceExt::namespace);
     let manager = match namespace {
         Some(namespace) => agent::within(agent::ANSWER_LIMIT, lease(&client, &namespace)).await?,
@@ -124,12 +139,14 @@ async fn gather(cluster: &Cluster, now: Timestamp) -> anyhow::Result<Overview> {
     nodes.extend(without_agents(&nodes, &known));
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     let mut problems: Vec<_> = of_manager(&manager, now).into_iter().collect();
+    problems.extend(drains.iter().filter_map(of_drain));
     problems.extend(pools.iter().flat_map(of_pool));
     problems.extend(services.iter().flat_map(of_service));
     problems.extend(of_agents(&nodes));
     Ok(Overview {
         manager,
         nodes,
+        drains: drains.iter().map(drain).collect(),
         pools: pools.iter().map(pool).collect(),
         problems,
     })
@@ -200,6 +217,17 @@ fn without_agents(nodes: &[Node], known: &[LoadBalancerNode]) -> Vec<Node> {
     without.map(gone).collect()
 }
 
+fn drain(drain: &NodeDrain) -> Drain {
+    let status = drain.status.clone().unwrap_or_default();
+    Drain {
+        node: drain.name_any(),
+        phase: status.phase,
+        since: status.since,
+        open: status.connections.open,
+        waits_for: status.waits_for,
+    }
+}
+
 fn pool(pool: &AddressPool) -> Pool {
     let status = pool.status.clone().unwrap_or_default();
     Pool {
@@ -222,6 +250,21 @@ fn of_manager(manager: &Manager, now: Timestamp) -> Option<Problem> {
     Some(Problem {
         object: "manager".to_owned(),
         sentence,
+        nodes: Vec::new(),
+    })
+}
+
+/// One that was given up: whoever wanted the node to be empty may not know.
+fn of_drain(drain: &NodeDrain) -> Option<Problem> {
+    let status = drain.status.as_ref()?;
+    let why = status.log.last().map(|entry| entry.message.as_str());
+    (status.phase == Phase::Failed).then(|| Problem {
+        object: format!("NodeDrain {}", drain.name_any()),
+        sentence: format!(
+            "{}; `lbctl undrain {}` removes it",
+            why.unwrap_or("given up"),
+            drain.name_any()
+        ),
         nodes: Vec::new(),
     })
 }
@@ -323,6 +366,7 @@ fn show(overview: &Overview, now: Timestamp, paint: Paint) -> String {
     let Overview {
         manager,
         nodes,
+        drains,
         pools,
         problems,
     } = overview;
@@ -330,6 +374,7 @@ fn show(overview: &Overview, now: Timestamp, paint: Paint) -> String {
         head(manager, nodes, now, paint),
         problem_lines(problems, paint),
         node_table(nodes),
+        drain_table(drains, now),
         pool_table(pools),
     ])
 }
@@ -431,6 +476,30 @@ fn announces(vips: &[String]) -> String {
     }
 }
 
+fn drain_table(drains: &[Drain], now: Timestamp) -> String {
+    let mut rows = table(["DRAIN", "PHASE", "SINCE", "OPEN", "WAITS FOR"]);
+    for drain in drains {
+        let Drain {
+            node,
+            phase,
+            since,
+            open,
+            waits_for,
+        } = drain;
+        let since = since.map_or("-".to_owned(), |since| {
+            format!("{} ago", units::duration(age(now, since)))
+        });
+        rows.add_row([
+            node,
+            &format!("{phase:?}"),
+            &since,
+            &open.to_string(),
+            &waits_for.join("; "),
+        ]);
+    }
+    lines(&rows)
+}
+
 fn pool_table(pools: &[Pool]) -> String {
     let mut rows = table(["POOL", "ADDRESSES", "ASSIGNED", "FREE"]);
     for pool in pools {
@@ -515,6 +584,13 @@ mod tests {
             manager: leading("2026-01-01T00:00:58Z"),
             problems: of_agents(&nodes),
             nodes,
+            drains: vec![Drain {
+                node: "node2".to_owned(),
+                phase: Phase::Quiesce,
+                since: Some("2026-01-01T00:00:30Z".parse().unwrap()),
+                open: 311,
+                waits_for: vec!["its connections to end, or their pods".to_owned()],
+            }],
             pools: vec![Pool {
                 name: "public".to_owned(),
                 addresses: vec!["198.51.100.0/28".to_owned()],
@@ -536,6 +612,9 @@ node1  ready   0.1.0    3 m 12 s  native  1/2       1/1    198.51.100.1
 node2  ready   0.1.0    3 m 12 s  native  1/2       1/1    198.51.100.1
 node3  silent
 
+DRAIN  PHASE    SINCE     OPEN  WAITS FOR
+node2  Quiesce  30 s ago  311   its connections to end, or their pods
+
 POOL    ADDRESSES        ASSIGNED  FREE
 public  198.51.100.0/28  1         15
 "
@@ -548,6 +627,7 @@ public  198.51.100.0/28  1         15
         let mut overview = Overview {
             manager: leading(NOW),
             nodes: vec![answering("node1", &json!([]))],
+            drains: Vec::new(),
             pools: Vec::new(),
             problems: Vec::new(),
         };
@@ -592,6 +672,33 @@ public  198.51.100.0/28  1         15
             nodes: Vec::new(),
         };
         assert_eq!(of_service(&service), [expected]);
+    }
+
+    #[test]
+    fn a_drain_that_was_given_up_is_a_problem_and_one_that_no_manager_has_seen_is_listed() {
+        let of = |status: serde_json::Value| -> NodeDrain {
+            object(json!({
+                "apiVersion": "bowline.dev/v1alpha1", "kind": "NodeDrain", "metadata": {"name": "node2"}, "spec": {},
+                "status": status
+            }))
+        };
+        let failed =
+            of(json!({"phase": "Failed", "log": [{"at": NOW, "message": "given up after 60 s"}]}));
+        let problem = of_drain(&failed).unwrap();
+        assert_eq!(
+            (problem.object.as_str(), problem.sentence.as_str()),
+            (
+                "NodeDrain node2",
+                "given up after 60 s; `lbctl undrain node2` removes it"
+            )
+        );
+        let new = of(json!(null));
+        assert_eq!(of_drain(&new), None);
+        assert_eq!(of_drain(&of(json!({"phase": "Drained"}))), None);
+        assert_eq!(
+            drain_table(&[drain(&new)], now()),
+            "DRAIN  PHASE      SINCE  OPEN  WAITS FOR\nnode2  Preflight  -      0\n"
+        );
     }
 
     #[test]
