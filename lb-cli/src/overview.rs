@@ -4,6 +4,8 @@
 //! Permissions that a person needs beside those of [`crate::cluster`]: `list` of `services`, `addresspools`,
 //! `loadbalancernodes` and `nodedrains`, `get` of `leases` in Bowline's namespace.
 
+mod drains;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::time::Duration;
@@ -19,11 +21,12 @@ use lb_controller::admin::{self, Status};
 use lb_controller::api::address_pool::{self, AddressPool};
 use lb_controller::api::file;
 use lb_controller::api::load_balancer_node::LoadBalancerNode;
-use lb_controller::api::node_drain::{NodeDrain, Phase};
+use lb_controller::api::node_drain::NodeDrain;
 use lb_controller::manager::kubernetes::lease as manager_lease;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::drains::Drain;
 use crate::cluster::{self, Cluster};
 use crate::output::{Output, Paint, facts, lines, parts, table};
 use crate::{Outcome, agent, units};
@@ -62,18 +65,6 @@ struct Node {
     status: Option<Status>,
     /// Why it says nothing.
     error: Option<String>,
-}
-
-/// A node that is to be left, or was.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-struct Drain {
-    node: String,
-    phase: Phase,
-    /// Since when it stands there; none while no manager has seen it.
-    since: Option<Timestamp>,
-    /// Connections of its pods that are open.
-    open: u64,
-    waits_for: Vec<String>,
 }
 
 /// An address pool, as the manager sees it.
@@ -125,7 +116,8 @@ async fn gather(cluster: &Cluster, now: Timestamp) -> anyhow::Result<Overview> {
             list::<Service>(&client, of_load_balancers),
         )
     };
-    let (pods, known, drains, pools, services) = agent::within(agent::ANSWER_LIMIT, listed).await?;
+    let (pods, known, drains, pools, services) =
+        Box::pin(agent::within(agent::ANSWER_LIMIT, listed)).await?;
     let namespace = pods.first().and_then(ResourceExt::namespace);
     let manager = match namespace {
         Some(namespace) => agent::within(agent::ANSWER_LIMIT, lease(&client, &namespace)).await?,
@@ -139,14 +131,14 @@ async fn gather(cluster: &Cluster, now: Timestamp) -> anyhow::Result<Overview> {
     nodes.extend(without_agents(&nodes, &known));
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     let mut problems: Vec<_> = of_manager(&manager, now).into_iter().collect();
-    problems.extend(drains.iter().filter_map(of_drain));
+    problems.extend(drains.iter().filter_map(drains::problem));
     problems.extend(pools.iter().flat_map(of_pool));
     problems.extend(services.iter().flat_map(of_service));
     problems.extend(of_agents(&nodes));
     Ok(Overview {
         manager,
         nodes,
-        drains: drains.iter().map(drain).collect(),
+        drains: drains.iter().map(Drain::of).collect(),
         pools: pools.iter().map(pool).collect(),
         problems,
     })
@@ -217,17 +209,6 @@ fn without_agents(nodes: &[Node], known: &[LoadBalancerNode]) -> Vec<Node> {
     without.map(gone).collect()
 }
 
-fn drain(drain: &NodeDrain) -> Drain {
-    let status = drain.status.clone().unwrap_or_default();
-    Drain {
-        node: drain.name_any(),
-        phase: status.phase,
-        since: status.since,
-        open: status.connections.open,
-        waits_for: status.waits_for,
-    }
-}
-
 fn pool(pool: &AddressPool) -> Pool {
     let status = pool.status.clone().unwrap_or_default();
     Pool {
@@ -250,21 +231,6 @@ fn of_manager(manager: &Manager, now: Timestamp) -> Option<Problem> {
     Some(Problem {
         object: "manager".to_owned(),
         sentence,
-        nodes: Vec::new(),
-    })
-}
-
-/// One that was given up: whoever wanted the node to be empty may not know.
-fn of_drain(drain: &NodeDrain) -> Option<Problem> {
-    let status = drain.status.as_ref()?;
-    let why = status.log.last().map(|entry| entry.message.as_str());
-    (status.phase == Phase::Failed).then(|| Problem {
-        object: format!("NodeDrain {}", drain.name_any()),
-        sentence: format!(
-            "{}; `lbctl undrain {}` removes it",
-            why.unwrap_or("given up"),
-            drain.name_any()
-        ),
         nodes: Vec::new(),
     })
 }
@@ -374,7 +340,7 @@ fn show(overview: &Overview, now: Timestamp, paint: Paint) -> String {
         head(manager, nodes, now, paint),
         problem_lines(problems, paint),
         node_table(nodes),
-        drain_table(drains, now),
+        drains::show(drains, now),
         pool_table(pools),
     ])
 }
@@ -476,30 +442,6 @@ fn announces(vips: &[String]) -> String {
     }
 }
 
-fn drain_table(drains: &[Drain], now: Timestamp) -> String {
-    let mut rows = table(["DRAIN", "PHASE", "SINCE", "OPEN", "WAITS FOR"]);
-    for drain in drains {
-        let Drain {
-            node,
-            phase,
-            since,
-            open,
-            waits_for,
-        } = drain;
-        let since = since.map_or("-".to_owned(), |since| {
-            format!("{} ago", units::duration(age(now, since)))
-        });
-        rows.add_row([
-            node,
-            &format!("{phase:?}"),
-            &since,
-            &open.to_string(),
-            &waits_for.join("; "),
-        ]);
-    }
-    lines(&rows)
-}
-
 fn pool_table(pools: &[Pool]) -> String {
     let mut rows = table(["POOL", "ADDRESSES", "ASSIGNED", "FREE"]);
     for pool in pools {
@@ -521,6 +463,7 @@ fn pool_table(pools: &[Pool]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lb_controller::api::node_drain::Phase;
     use serde_json::json;
 
     const NOW: &str = "2026-01-01T00:01:00Z";
@@ -672,33 +615,6 @@ public  198.51.100.0/28  1         15
             nodes: Vec::new(),
         };
         assert_eq!(of_service(&service), [expected]);
-    }
-
-    #[test]
-    fn a_drain_that_was_given_up_is_a_problem_and_one_that_no_manager_has_seen_is_listed() {
-        let of = |status: serde_json::Value| -> NodeDrain {
-            object(json!({
-                "apiVersion": "bowline.dev/v1alpha1", "kind": "NodeDrain", "metadata": {"name": "node2"}, "spec": {},
-                "status": status
-            }))
-        };
-        let failed =
-            of(json!({"phase": "Failed", "log": [{"at": NOW, "message": "given up after 60 s"}]}));
-        let problem = of_drain(&failed).unwrap();
-        assert_eq!(
-            (problem.object.as_str(), problem.sentence.as_str()),
-            (
-                "NodeDrain node2",
-                "given up after 60 s; `lbctl undrain node2` removes it"
-            )
-        );
-        let new = of(json!(null));
-        assert_eq!(of_drain(&new), None);
-        assert_eq!(of_drain(&of(json!({"phase": "Drained"}))), None);
-        assert_eq!(
-            drain_table(&[drain(&new)], now()),
-            "DRAIN  PHASE      SINCE  OPEN  WAITS FOR\nnode2  Preflight  -      0\n"
-        );
     }
 
     #[test]

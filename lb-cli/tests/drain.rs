@@ -271,7 +271,7 @@ async fn a_drain_is_followed_to_its_end(world: &mut World) {
     world.tell(handing_off()).await;
     assert_eq!(
         lbctl.line(),
-        "HandOff: 12 connections handed off, acknowledged by 1 of 2, 5 open; waits for lb-2 to acknowledge its connections"
+        "HandOff: 12 connections handed off, acknowledged by 1 of 2 (lb-2 lacks 3), 5 open; waits for lb-2 to acknowledge its connections"
     );
     world.plane.kill_api_server();
     world.plane.start_api_server().await.unwrap();

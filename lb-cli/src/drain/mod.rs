@@ -56,7 +56,6 @@ pub(crate) struct Where {
 
 /// Arguments of `lbctl drain`.
 #[derive(Debug, clap::Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(crate) struct Drain {
     #[command(flatten)]
     at: Where,

@@ -118,22 +118,47 @@ pub(super) fn text(summary: &Summary, paint: Paint) -> String {
     parts([findings, result])
 }
 
+/// Balancers that are named with what they still lack; a line has no room for more.
+const LACKING_NAMED_MAX: usize = 3;
+
 /// Where a drain stands, in one line.
 pub(super) fn line(status: &NodeDrainStatus) -> String {
     let node_drain::Connections { handed_off, open } = status.connections;
-    let mut line = format!("{:?}", status.phase);
-    if status.phase.has_reached(Phase::HandOff) {
+    let handing = if status.phase.has_reached(Phase::HandOff) {
         let all = status.balancers.len();
         let acknowledged = status.balancers.iter().filter(|one| one.behind == Some(0));
         let acknowledged = acknowledged.count();
-        line += &format!(
-            ": {handed_off} connections handed off, acknowledged by {acknowledged} of {all}, {open} open"
-        );
+        let lacking = lacking(&status.balancers);
+        format!(
+            ": {handed_off} connections handed off, acknowledged by {acknowledged} of {all}{lacking}, {open} open"
+        )
+    } else {
+        String::new()
+    };
+    let waits = match status.waits_for.as_slice() {
+        [] => String::new(),
+        waits => format!("; waits for {}", waits.join("; ")),
+    };
+    format!("{:?}{handing}{waits}", status.phase)
+}
+
+/// Who lacks how many changes, those that lack most first.
+fn lacking(balancers: &[Receiver]) -> String {
+    let lack = |one: &Receiver| Some((one.behind.filter(|behind| *behind > 0)?, one.node.clone()));
+    let mut lacking: Vec<(u64, String)> = balancers.iter().filter_map(lack).collect();
+    lacking.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    let named = lacking.iter().take(LACKING_NAMED_MAX);
+    let mut named: Vec<String> = named
+        .map(|(behind, node)| format!("{node} lacks {behind}"))
+        .collect();
+    if let Some(rest @ 1..) = lacking.len().checked_sub(LACKING_NAMED_MAX) {
+        named.push(format!("{rest} more"));
     }
-    if !status.waits_for.is_empty() {
-        line += &format!("; waits for {}", status.waits_for.join("; "));
+    if named.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", named.join(", "))
     }
-    line
 }
 
 /// A line that moves on a terminal, and a line for each change elsewhere.

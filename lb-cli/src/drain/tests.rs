@@ -157,9 +157,22 @@ fn what_is_shown_while_a_drain_lasts() {
     };
     assert_eq!(
         said::line(&status),
-        "HandOff: 1204 connections handed off, acknowledged by 1 of 3, 311 open; waits for lb-2 to acknowledge its connections"
+        "HandOff: 1204 connections handed off, acknowledged by 1 of 3 (lb-2 lacks 3), 311 open; waits for lb-2 to acknowledge its connections"
     );
     assert_eq!(said::line(&self::status(Phase::Exclude)), "Exclude");
+    let many = (1..=5).map(|behind| Receiver {
+        node: format!("lb-{behind}"),
+        ..receiver(Some(behind))
+    });
+    let many = NodeDrainStatus {
+        balancers: many.collect(),
+        ..self::status(Phase::HandOff)
+    };
+    assert!(
+        said::line(&many).contains("of 5 (lb-5 lacks 5, lb-4 lacks 4, lb-3 lacks 3, 2 more), 0"),
+        "{}",
+        said::line(&many)
+    );
 }
 
 #[test]

@@ -56,7 +56,7 @@ impl Unknown {
 /// All files of the directory.
 #[derive(Default, Debug)]
 pub struct Files {
-    files: BTreeMap<String, File>,
+    by_name: BTreeMap<String, File>,
     /// Objects of this kind are not taken from here.
     left_out: Option<Kind>,
     /// Files by object; the first defines it.
@@ -74,7 +74,7 @@ impl Files {
 
     /// Takes in the new content of a file and brings the index in line. Says whether the index changed.
     pub fn update(&mut self, name: &str, content: &Content, index: &mut Index) -> bool {
-        let before = self.files.remove(name);
+        let before = self.by_name.remove(name);
         let after = match content {
             Content::Gone => None,
             Content::Unreadable(sentence) => Some(kept(name, before.as_ref(), sentence)),
@@ -106,7 +106,7 @@ impl Files {
             touched.insert(key.clone());
         }
         if let Some(file) = after {
-            self.files.insert(name.to_owned(), file);
+            self.by_name.insert(name.to_owned(), file);
         }
         let mut changed = false;
         for key in touched {
@@ -118,7 +118,7 @@ impl Files {
     /// Brings one object of the index in line with the files that define it.
     fn settle(&mut self, key: ObjectKey, index: &mut Index) -> bool {
         let definition = self.definitions.get(&key).and_then(BTreeSet::first);
-        let object = definition.and_then(|name| self.files.get(name)?.objects.get(&key));
+        let object = definition.and_then(|name| self.by_name.get(name)?.objects.get(&key));
         if let Some(object) = object {
             return index.apply(key, object.clone());
         }
@@ -128,12 +128,12 @@ impl Files {
 
     /// Names of the files that are there.
     pub fn names(&self) -> impl Iterator<Item = &String> {
-        self.files.keys()
+        self.by_name.keys()
     }
 
     /// What may exist though it is in no file that can be understood.
     pub fn unknown(&self) -> Unknown {
-        let files = self.files.values();
+        let files = self.by_name.values();
         Unknown {
             everything: files.clone().any(|file| file.never_sound),
             objects: files
@@ -150,7 +150,7 @@ impl Files {
     /// What is wrong, by file, then objects that several files define.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems: Vec<_> = self
-            .files
+            .by_name
             .values()
             .flat_map(|file| file.problems.iter().cloned())
             .collect();
