@@ -11,6 +11,7 @@ mod cluster;
 mod drain;
 mod explain;
 mod flows;
+mod interrupt;
 mod lab;
 mod output;
 mod overview;
@@ -47,7 +48,8 @@ const EXIT_CODES: &str = "Exit codes:
   0  done, and all is well
   1  done, but something is not well: the output says what
   2  the command line is wrong
-  3  could not be done: the error says what was tried and what to do";
+  3  could not be done: the error says what was tried and what to do
+  4  not waited for to its end, and it goes on";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -64,8 +66,10 @@ enum Command {
     Explain(explain::Args),
     /// Make a node safe to reboot: its connections are handed off, and nothing is sent there any more. It stays drained until
     /// `undrain`; a drain goes on when this command is interrupted.
+    #[command(after_help = drain::EXIT_CODES)]
     Drain(drain::Drain),
     /// Put a drained node to use again.
+    #[command(after_help = drain::EXIT_CODES)]
     Undrain(drain::Undrain),
     /// Is this machine fit? Kernel, interfaces, settings.
     Check,
@@ -86,6 +90,8 @@ pub(crate) enum Outcome {
     Well,
     /// The answer is there, and something in it is wrong: exit code 1.
     Unwell,
+    /// Somebody wanted to wait no longer for what goes on: exit code 4.
+    GoesOn,
 }
 
 fn main() -> ExitCode {
@@ -94,6 +100,7 @@ fn main() -> ExitCode {
     match run(args, output) {
         Ok(Outcome::Well) => ExitCode::SUCCESS,
         Ok(Outcome::Unwell) => ExitCode::from(1),
+        Ok(Outcome::GoesOn) => ExitCode::from(4),
         Err(error) => {
             eprintln!("lbctl: {error:#}");
             ExitCode::from(3)
@@ -118,8 +125,8 @@ fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
         Command::Backends(command) => backends::run(&command, &asked()?, output),
         Command::Flows(command) => flows::run(&command, &asked()?, output),
         Command::Explain(command) => explain::run(&command, &asked()?, output),
-        Command::Drain(command) => drain::drain(&command, &cluster, output),
-        Command::Undrain(command) => drain::undrain(&command, &cluster, output),
+        Command::Drain(command) => drain::drain(&command, socket.as_deref(), &cluster, output),
+        Command::Undrain(command) => drain::undrain(&command, socket.as_deref(), &cluster, output),
         Command::Check => check::run(&asked()?, output),
         Command::Lab(command) => lab::run(command, output),
         Command::LabServer(command) => lab::server::run(command),

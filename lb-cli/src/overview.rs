@@ -1,8 +1,10 @@
 //! `lbctl status` of a whole cluster: its manager, nodes and pools, and what is wrong. Every agent is asked in its pod, the API
 //! server for the rest. Knows nothing of a single agent's details: those are `lbctl status --node NAME`.
 //!
-//! Permissions that a person needs beside those of [`crate::cluster`]: `list` of `services`, `addresspools` and
-//! `loadbalancernodes`, `get` of `leases` in Bowline's namespace.
+//! Permissions that a person needs beside those of [`crate::cluster`]: `list` of `services`, `addresspools`,
+//! `loadbalancernodes` and `nodedrains`, `get` of `leases` in Bowline's namespace.
+
+mod drains;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -19,10 +21,12 @@ use lb_controller::admin::{self, Status};
 use lb_controller::api::address_pool::{self, AddressPool};
 use lb_controller::api::file;
 use lb_controller::api::load_balancer_node::LoadBalancerNode;
+use lb_controller::api::node_drain::NodeDrain;
 use lb_controller::manager::kubernetes::lease as manager_lease;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::drains::Drain;
 use crate::cluster::{self, Cluster};
 use crate::output::{Output, Paint, facts, lines, parts, table};
 use crate::{Outcome, agent, units};
@@ -37,6 +41,7 @@ const RENEWED_WITHIN: Duration = Duration::from_secs(15);
 struct Overview {
     manager: Manager,
     nodes: Vec<Node>,
+    drains: Vec<Drain>,
     pools: Vec<Pool>,
     problems: Vec<Problem>,
 }
@@ -106,11 +111,13 @@ async fn gather(cluster: &Cluster, now: Timestamp) -> anyhow::Result<Overview> {
         futures::try_join!(
             cluster::agents(client.clone()),
             list::<LoadBalancerNode>(&client, ListParams::default()),
+            list::<NodeDrain>(&client, ListParams::default()),
             list::<AddressPool>(&client, ListParams::default()),
             list::<Service>(&client, of_load_balancers),
         )
     };
-    let (pods, known, pools, services) = agent::within(agent::ANSWER_LIMIT, listed).await?;
+    let (pods, known, drains, pools, services) =
+        Box::pin(agent::within(agent::ANSWER_LIMIT, listed)).await?;
     let namespace = pods.first().and_then(ResourceExt::namespace);
     let manager = match namespace {
         Some(namespace) => agent::within(agent::ANSWER_LIMIT, lease(&client, &namespace)).await?,
@@ -124,12 +131,14 @@ async fn gather(cluster: &Cluster, now: Timestamp) -> anyhow::Result<Overview> {
     nodes.extend(without_agents(&nodes, &known));
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     let mut problems: Vec<_> = of_manager(&manager, now).into_iter().collect();
+    problems.extend(drains.iter().filter_map(drains::problem));
     problems.extend(pools.iter().flat_map(of_pool));
     problems.extend(services.iter().flat_map(of_service));
     problems.extend(of_agents(&nodes));
     Ok(Overview {
         manager,
         nodes,
+        drains: drains.iter().map(Drain::of).collect(),
         pools: pools.iter().map(pool).collect(),
         problems,
     })
@@ -323,6 +332,7 @@ fn show(overview: &Overview, now: Timestamp, paint: Paint) -> String {
     let Overview {
         manager,
         nodes,
+        drains,
         pools,
         problems,
     } = overview;
@@ -330,6 +340,7 @@ fn show(overview: &Overview, now: Timestamp, paint: Paint) -> String {
         head(manager, nodes, now, paint),
         problem_lines(problems, paint),
         node_table(nodes),
+        drains::show(drains, now),
         pool_table(pools),
     ])
 }
@@ -452,6 +463,7 @@ fn pool_table(pools: &[Pool]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lb_controller::api::node_drain::Phase;
     use serde_json::json;
 
     const NOW: &str = "2026-01-01T00:01:00Z";
@@ -515,6 +527,13 @@ mod tests {
             manager: leading("2026-01-01T00:00:58Z"),
             problems: of_agents(&nodes),
             nodes,
+            drains: vec![Drain {
+                node: "node2".to_owned(),
+                phase: Phase::Quiesce,
+                since: Some("2026-01-01T00:00:30Z".parse().unwrap()),
+                open: 311,
+                waits_for: vec!["its connections to end, or their pods".to_owned()],
+            }],
             pools: vec![Pool {
                 name: "public".to_owned(),
                 addresses: vec!["198.51.100.0/28".to_owned()],
@@ -536,6 +555,9 @@ node1  ready   0.1.0    3 m 12 s  native  1/2       1/1    198.51.100.1
 node2  ready   0.1.0    3 m 12 s  native  1/2       1/1    198.51.100.1
 node3  silent
 
+DRAIN  PHASE    SINCE     OPEN  WAITS FOR
+node2  Quiesce  30 s ago  311   its connections to end, or their pods
+
 POOL    ADDRESSES        ASSIGNED  FREE
 public  198.51.100.0/28  1         15
 "
@@ -548,6 +570,7 @@ public  198.51.100.0/28  1         15
         let mut overview = Overview {
             manager: leading(NOW),
             nodes: vec![answering("node1", &json!([]))],
+            drains: Vec::new(),
             pools: Vec::new(),
             problems: Vec::new(),
         };

@@ -2,38 +2,53 @@
 //! is done is the manager's business.
 //!
 //! ```text
-//! mod (arguments, waiting) → place (a cluster, or a directory of manifests)      said (what people and machines read)
+//! mod (arguments, waiting) ─▶ place (a cluster, or a directory of manifests)
+//!                          ─▶ wish (what is asked for), heard (whether a manager is there), said (what people and machines read)
 //! ```
 
+mod heard;
 pub(crate) mod place;
 pub(crate) mod said;
+mod wish;
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use jiff::SignedDuration;
-use lb_controller::api::node_drain::{NodeDrain, NodeDrainSpec, NodeDrainStatus, Phase, Trigger};
+use anyhow::{bail, ensure};
+use kube::ResourceExt;
+use lb_controller::api::node_drain::{NodeDrain, NodeDrainSpec, Trigger};
 
+use self::heard::{Heard, SILENCE_MAX};
 use self::place::Place;
-use self::said::{Progress, Summary};
+use self::said::{Progress, Summary, Undrained};
+use self::wish::{Step, Until};
 use crate::Outcome;
+use crate::agent;
 use crate::cluster::Cluster;
+use crate::interrupt::{Interrupted, unless_interrupted};
 use crate::output::Output;
 
 /// How often the status is read while it is waited for.
-const POLL: Duration = Duration::from_millis(250);
-/// How long a manager may take to notice that something was asked of it.
-const MANAGER_WAIT: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(500);
+
+/// What `--help` says of both commands.
+pub(crate) const EXIT_CODES: &str = "Exit codes:
+  0  done. With --wait: safe to reboot, or with --balancer-only nothing enters there, or in use
+     again; without it: the manager has begun
+  1  refused, or given up after --timeout, and in use again; or a dry run found something in the way
+  2  the command line is wrong
+  3  could not be done, or the manager does not answer: the error says what to do
+  4  interrupted while it waited; what was asked for goes on";
 
 /// Where drains are.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Where {
     /// The node.
-    #[arg(value_name = "NODE")]
+    #[arg(id = "drained", value_name = "NODE", value_parser = wish::node)]
     node: String,
     /// A directory of manifests that manager and agents run on, instead of a cluster.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "context"])]
-    manifests: Option<std::path::PathBuf>,
+    manifests: Option<PathBuf>,
     /// End when it is done: safe to reboot, or in use again.
     #[arg(long)]
     wait: bool,
@@ -41,7 +56,6 @@ pub(crate) struct Where {
 
 /// Arguments of `lbctl drain`.
 #[derive(Debug, clap::Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(crate) struct Drain {
     #[command(flatten)]
     at: Where,
@@ -49,10 +63,10 @@ pub(crate) struct Drain {
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
     /// Give up after so long, and put the node to use again: 90s, 10m, 2h.
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = wish::timeout)]
     timeout: Option<u32>,
     /// How long routers take to send packets elsewhere: 5s if left out.
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = wish::convergence)]
     convergence: Option<u32>,
     /// Only what enters at the node goes elsewhere; its pods keep serving. Never safe to reboot.
     #[arg(long)]
@@ -69,11 +83,19 @@ pub(crate) struct Undrain {
     at: Where,
 }
 
-/// Seconds, as people write durations.
-fn duration(text: &str) -> Result<u32, String> {
-    let wrong = || format!("{text:?} is no duration; write 90s, 10m or 2h");
-    let duration: SignedDuration = text.parse().map_err(|_| wrong())?;
-    u32::try_from(duration.as_secs()).map_err(|_| wrong())
+impl Where {
+    async fn open(&self, socket: Option<&Path>, cluster: &Cluster) -> anyhow::Result<Place> {
+        // Drains are no business of a single agent.
+        ensure!(
+            socket.is_none(),
+            "name a cluster with --kubeconfig, or a directory with --manifests, in place of --socket"
+        );
+        ensure!(
+            cluster.node().is_none(),
+            "name the node without --node, and only one"
+        );
+        Place::open(self.manifests.as_deref(), cluster).await
+    }
 }
 
 impl Drain {
@@ -88,6 +110,14 @@ impl Drain {
             trigger: Trigger::Command,
         }
     }
+
+    fn until(&self) -> Until {
+        if self.at.wait {
+            Until::Done
+        } else {
+            Until::Answered
+        }
+    }
 }
 
 /// Who runs this, for the record: not a proof.
@@ -99,149 +129,164 @@ fn somebody() -> String {
 }
 
 /// Drains a node.
-pub(crate) fn drain(args: &Drain, cluster: &Cluster, output: Output) -> anyhow::Result<Outcome> {
-    let place = Place::open(args.at.manifests.as_deref(), cluster)?;
-    let (node, spec) = (&args.at.node, args.spec());
-    let nodes = place.nodes()?;
+pub(crate) fn drain(
+    args: &Drain,
+    socket: Option<&Path>,
+    cluster: &Cluster,
+    output: Output,
+) -> anyhow::Result<Outcome> {
+    agent::runtime()?.block_on(async {
+        let place = args.at.open(socket, cluster).await?;
+        let (summary, outcome) = drained(&place, args).await?;
+        output.emit(&summary, said::text)?;
+        Ok(outcome)
+    })
+}
+
+async fn drained(place: &Place, args: &Drain) -> anyhow::Result<(Summary, Outcome)> {
+    let (node, spec, until) = (&args.at.node, args.spec(), args.until());
+    let started = Instant::now();
+    let drain = ask(place, node, &spec).await?;
+    let mut progress = Progress::new();
+    let waited = unless_interrupted(wait(place, &drain, until, &mut progress)).await;
+    progress.end();
+    if spec.dry_run {
+        place.delete(&drain).await?;
+    }
+    let outcome = match waited {
+        Ok(()) => wish::outcome(&spec, &progress.status, until),
+        Err(error) if error.is::<Interrupted>() && !spec.dry_run => Outcome::GoesOn,
+        Err(error) => return Err(error),
+    };
+    let summary = Summary::of(node, &spec, &progress.status, started.elapsed());
+    Ok((summary, outcome))
+}
+
+/// Makes the object, or finds that of the same wish.
+async fn ask(place: &Place, node: &str, spec: &NodeDrainSpec) -> anyhow::Result<NodeDrain> {
+    let nodes = place.nodes().await?;
     if !nodes.contains(node) {
-        let nodes: Vec<_> = nodes.into_iter().collect();
+        let nodes: Vec<String> = nodes.into_iter().collect();
         bail!(
-            "there is no node {node:?} with an agent; there are {}",
+            "there is no node {node} with an agent; there are: {}",
             nodes.join(", ")
         );
     }
-    let started = Instant::now();
-    let drain = ask(&place, node, &spec)?;
-    let mut progress = Progress::new();
-    let until = if args.dry_run || !args.at.wait {
-        |_: &NodeDrainStatus| true
-    } else {
-        |status: &NodeDrainStatus| status.phase.is_final()
-    };
-    let status = wait(&place, &drain, &mut progress, &spec, until);
-    if args.dry_run {
-        place.delete(node)?;
+    let there = place.get(node).await?;
+    match (wish::step(node, spec, there.as_ref()), there) {
+        (Step::Refuse(sentence), _) => bail!("{sentence}"),
+        (Step::Attach, Some(there)) => return Ok(there),
+        (Step::Replace, Some(there)) => _ = place.delete(&there).await?,
+        (Step::Create | Step::Attach | Step::Replace, _) => {}
     }
-    let status = status?;
-    let summary = Summary::of(node, &spec, &status, started.elapsed());
-    output.emit(&summary, |summary, paint| said::text(summary, paint))?;
-    Ok(outcome(&spec, &status))
+    place.create(node, spec).await
 }
 
-/// Well, as far as it was asked to be waited for.
-fn outcome(spec: &NodeDrainSpec, status: &NodeDrainStatus) -> Outcome {
-    let blocks = status.findings.iter().any(|finding| finding.blocks);
-    if status.phase == Phase::Failed || spec.dry_run && blocks {
-        Outcome::Unwell
-    } else {
-        Outcome::Well
-    }
-}
-
-/// Makes the object, or finds that of the same wish. One that was given up is replaced.
-fn ask(place: &Place, node: &str, spec: &NodeDrainSpec) -> anyhow::Result<NodeDrain> {
-    if let Some(there) = place.get(node)? {
-        let status = there.status.clone().unwrap_or_default();
-        let is_same = NodeDrainSpec {
-            requested_by: there.spec.requested_by.clone(),
-            ..spec.clone()
-        } == there.spec;
-        if status.phase == Phase::Failed {
-            place.delete(node)?;
-        } else if is_same {
-            return Ok(there);
-        } else {
-            bail!(
-                "{node} is being drained in another way ({:?}, asked for by {}); `lbctl undrain {node}` first",
-                status.phase,
-                there.spec.requested_by.as_deref().unwrap_or("somebody")
-            );
-        }
-    }
-    place.create(node, spec)
-}
-
-/// Reads the status until it is as wanted.
-fn wait(
+/// Follows the status until it is as wanted. The API server may be away for as long as a manager may be silent.
+async fn wait(
     place: &Place,
     drain: &NodeDrain,
+    until: Until,
     progress: &mut Progress,
-    spec: &NodeDrainSpec,
-    until: impl Fn(&NodeDrainStatus) -> bool,
-) -> anyhow::Result<NodeDrainStatus> {
-    let node = drain.metadata.name.as_deref().unwrap_or_default();
-    let started = Instant::now();
-    // The manager gives up by itself; should it be gone, so do we.
-    let limit = spec
-        .timeout_seconds
-        .map(|seconds| Duration::from_secs(seconds.into()) + MANAGER_WAIT);
+) -> anyhow::Result<()> {
+    let node = drain.name_any();
+    let mut heard = Heard::new(Instant::now());
     loop {
-        let there = place.get(node)?;
-        let Some(there) = there.filter(|there| there.metadata.uid == drain.metadata.uid) else {
-            bail!("somebody else has put {node} to use again meanwhile");
-        };
-        let status = there.status.unwrap_or_default();
-        let is_known = status.since.is_some();
-        if is_known {
-            progress.show(&status);
-            if until(&status) {
-                progress.end();
-                return Ok(status);
+        let trouble = match place.get(&node).await {
+            Ok(there) => {
+                let this = there.filter(|there| there.metadata.uid == drain.metadata.uid);
+                let Some(this) = this else {
+                    bail!("somebody else has put {node} to use again meanwhile");
+                };
+                let status = this.status.unwrap_or_default();
+                if progress.show(&status) {
+                    heard.answers(Instant::now());
+                }
+                if until.is_reached(&status) {
+                    return Ok(());
+                }
+                heard.note(place.sign().await, Instant::now());
+                String::new()
             }
-        }
-        let waited = started.elapsed();
-        if !is_known && waited >= MANAGER_WAIT || limit.is_some_and(|limit| waited >= limit) {
-            progress.end();
+            Err(error) => format!(" ({error:#})"),
+        };
+        if heard.is_silent(Instant::now()) {
             bail!(
-                "the manager does not answer; see that one runs. The drain of {node} goes on when it does; `lbctl undrain {node}` \
-                 takes it back"
+                "nothing was heard of the manager for {} s{trouble}: see that one runs. {}",
+                SILENCE_MAX.as_secs(),
+                goes_on(&drain.spec, &node)
             );
         }
-        std::thread::sleep(POLL);
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// What becomes of a drain that nobody waits for any more.
+fn goes_on(spec: &NodeDrainSpec, node: &str) -> String {
+    if spec.dry_run {
+        "Nothing was done".to_owned()
+    } else {
+        format!("The drain of {node} goes on when it does; `lbctl undrain {node}` takes it back")
     }
 }
 
 /// Puts a node to use again.
 pub(crate) fn undrain(
     args: &Undrain,
+    socket: Option<&Path>,
     cluster: &Cluster,
     output: Output,
 ) -> anyhow::Result<Outcome> {
-    let place = Place::open(args.at.manifests.as_deref(), cluster)?;
-    let node = &args.at.node;
-    let Some(there) = place.get(node)? else {
+    agent::runtime()?.block_on(async {
+        let place = args.at.open(socket, cluster).await?;
+        let node = &args.at.node;
+        let started = Instant::now();
+        take_back(&place, node).await?;
+        let mut outcome = Outcome::Well;
+        if args.at.wait {
+            match unless_interrupted(in_use(&place, node)).await {
+                Err(error) if error.is::<Interrupted>() => outcome = Outcome::GoesOn,
+                waited => waited?,
+            }
+        }
+        let summary = Undrained {
+            node: node.clone(),
+            duration_ms: said::milliseconds(started.elapsed()),
+        };
+        output.emit(&summary, |_, _| format!("{node} is put to use again"))?;
+        Ok(outcome)
+    })
+}
+
+async fn take_back(place: &Place, node: &str) -> anyhow::Result<()> {
+    let Some(there) = place.get(node).await? else {
+        if place.told(node).await?.is_some() {
+            bail!(
+                "{node} is being drained, and lbctl has not asked for it here, or it is put to use again just now: see whether a \
+                 file of the directory has a NodeDrain {node}, and remove that"
+            );
+        }
         bail!("{node} is not being drained");
     };
-    match there.spec.trigger {
-        Trigger::Command => {}
-        Trigger::ExcludeLabel => bail!(
-            "{node} would be drained again: remove its label {}",
-            said::LABEL
-        ),
-        Trigger::AutoscalerTaint => bail!(
-            "{node} would be drained again: remove its taint {}",
-            said::TAINT
-        ),
-        Trigger::Shutdown => bail!("{node} shuts down; it is put to use again when it is ready"),
+    if let Some(sentence) = wish::kept(node, there.spec.trigger) {
+        bail!("{sentence}");
     }
+    place.delete(&there).await?;
+    Ok(())
+}
+
+/// Waits until agents hold a node for drained no more.
+async fn in_use(place: &Place, node: &str) -> anyhow::Result<()> {
     let started = Instant::now();
-    place.delete(node)?;
-    while args.at.wait
-        && place
-            .is_out(node)
-            .context("look whether it is in use again")?
-    {
-        if started.elapsed() >= MANAGER_WAIT {
-            bail!("the manager does not answer; {node} is put to use again when one runs");
-        }
-        std::thread::sleep(POLL);
+    while place.told(node).await?.is_some() {
+        ensure!(
+            started.elapsed() < SILENCE_MAX,
+            "nothing was heard of the manager for {} s: see that one runs; {node} is put to use again when it does",
+            SILENCE_MAX.as_secs()
+        );
+        tokio::time::sleep(POLL).await;
     }
-    let summary = said::Undrained {
-        node: node.clone(),
-        duration_ms: started.elapsed().as_millis() as u64,
-    };
-    output.emit(&summary, |_, _| format!("{node} is put to use again"))?;
-    Ok(Outcome::Well)
+    Ok(())
 }
 
 #[cfg(test)]

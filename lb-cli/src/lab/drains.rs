@@ -240,12 +240,12 @@ impl Run {
             requested_by: Some("lbctl lab".to_owned()),
             ..NodeDrainSpec::default()
         };
-        place.create(machine, &spec)?;
+        place.create(machine, &spec).await?;
         let started = Instant::now();
         let mut progress = Progress::new();
         let status = loop {
             self.go_on(beside).await?;
-            let status = place.get(machine)?.and_then(|drain| drain.status);
+            let status = place.get(machine).await?.and_then(|drain| drain.status);
             let status = status.unwrap_or_default();
             progress.show(&status);
             self.route(machine, status.phase, beside).await?;
@@ -285,9 +285,11 @@ impl Run {
     async fn undrain(&mut self, machine: &str, beside: &mut Beside) -> anyhow::Result<()> {
         self.voice.say(&format!("$ lbctl undrain {machine}"));
         let place = Place::Directory(self.cluster.manifests().to_owned());
-        place.delete(machine)?;
+        if let Some(drain) = place.get(machine).await? {
+            place.delete(&drain).await?;
+        }
         let started = Instant::now();
-        while place.is_out(machine)? {
+        while place.told(machine).await?.is_some() {
             self.go_on(beside).await?;
             if started.elapsed() > DRAIN_LIMIT {
                 bail!("{machine} is not put to use again");

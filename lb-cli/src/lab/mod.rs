@@ -19,7 +19,6 @@ mod drains;
 mod echo;
 mod flood;
 mod floor;
-mod interrupt;
 mod ledger;
 mod links;
 mod load;
@@ -49,13 +48,13 @@ use std::path::PathBuf;
 use anyhow::{Context, bail, ensure};
 
 use self::cluster::{Cluster, Settings};
-use self::interrupt::block_on;
 use self::ledger::Ledger;
 use self::run::{Amount, Run};
 use self::scenario::Scenario;
 use self::summary::Summary;
 use self::voice::Voice;
 use crate::Outcome;
+use crate::interrupt::block_on;
 use crate::output::Output;
 
 /// Arguments of `lbctl lab`.

@@ -58,6 +58,37 @@ pub struct NodeDrainSpec {
     pub trigger: Trigger,
 }
 
+/// Longest time after which a drain may be given up: a week, as the schema says.
+pub const TIMEOUT_SECONDS_MAX: u32 = 604_800;
+/// Longest time that routers may be given: an hour, as the schema says.
+pub const CONVERGENCE_SECONDS_MAX: u32 = 3600;
+
+impl NodeDrain {
+    /// Why it can not be used, and what to change: what an API server sees to, for those that come from elsewhere. Its UID is what
+    /// tells a drain from a later one of the same node.
+    pub fn fault(&self) -> Option<String> {
+        let is_out = |seconds: Option<u32>, least: u32, most: u32| {
+            seconds.is_some_and(|seconds| !(least..=most).contains(&seconds))
+        };
+        if self.metadata.uid.as_deref().unwrap_or_default().is_empty() {
+            return Some(
+                "has no metadata.uid; write one, and another one for each new drain of the node"
+                    .to_owned(),
+            );
+        }
+        if is_out(self.spec.timeout_seconds, 1, TIMEOUT_SECONDS_MAX) {
+            return Some(format!(
+                "spec.timeoutSeconds must be from 1 to {TIMEOUT_SECONDS_MAX}; leave it out to never give up"
+            ));
+        }
+        is_out(self.spec.convergence_seconds, 0, CONVERGENCE_SECONDS_MAX).then(|| {
+            format!(
+                "spec.convergenceSeconds must be from 0 to {CONVERGENCE_SECONDS_MAX}; leave it out for 5"
+            )
+        })
+    }
+}
+
 /// What asked for a drain. All but `command` are asked for, and taken back, by the manager, if it is told to heed them.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema,

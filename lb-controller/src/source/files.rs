@@ -245,6 +245,7 @@ fn sound(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::node_drain::Phase;
     use proptest::prelude::*;
 
     fn service(name: &str, ip: &str) -> String {
@@ -378,6 +379,31 @@ mod tests {
                 .sentence
                 .starts_with("is twice in b.yaml")
         );
+    }
+
+    /// As an agent has it: wishes are in files of users, what they have come to in those that the manager writes.
+    #[test]
+    fn a_wish_that_is_left_out_never_hides_what_a_drain_has_come_to() {
+        let mut users = Files::without(Kind::NodeDrain);
+        let (mut told, mut index) = (Files::default(), Index::default());
+        let drain = |rest: &str| {
+            text(format!(
+                "apiVersion: bowline.dev/v1alpha1\nkind: NodeDrain\nmetadata: {{name: n1, uid: u1}}\nspec: {{}}\n{rest}"
+            ))
+        };
+        let phase = |index: &Index| Some(index.drain("n1")?.status.as_ref()?.phase);
+        assert!(!users.update("a.yaml", &drain(""), &mut index));
+        assert_eq!(index.drains().count(), 0);
+        assert!(told.update("n1.yaml", &drain("status: {phase: HandOff}\n"), &mut index));
+        assert_eq!(phase(&index), Some(Phase::HandOff));
+        assert!(index.take_changed().kinds.contains(&Kind::NodeDrain));
+        for wish in [drain("status: {phase: Failed}\n"), Content::Gone] {
+            assert!(!users.update("a.yaml", &wish, &mut index));
+            assert_eq!(phase(&index), Some(Phase::HandOff));
+        }
+        assert_eq!(users.problems(), []);
+        assert!(told.update("n1.yaml", &Content::Gone, &mut index));
+        assert_eq!(index.drain("n1"), None);
     }
 
     #[test]

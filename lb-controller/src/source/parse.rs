@@ -330,7 +330,11 @@ impl Parsed {
                     });
                 }
                 value.meta().namespace = Some(key.namespace.clone());
-                self.objects.push((key, value.into()));
+                let object = value.into();
+                match object.node_drain().and_then(NodeDrain::fault) {
+                    Some(sentence) => self.refuse(Some(key), sentence),
+                    None => self.objects.push((key, object)),
+                }
             }
         }
     }
@@ -510,6 +514,41 @@ mod tests {
             sentence.starts_with("Service default/bad: field spec.ports[0].port: invalid type"),
             "{sentence}"
         );
+    }
+
+    #[test]
+    fn a_drain_without_a_uid_or_with_a_time_out_of_range_is_refused_with_what_to_change() {
+        let drain = |metadata: &str, spec: &str| {
+            parse(&format!(
+                "apiVersion: bowline.dev/v1alpha1\nkind: NodeDrain\nmetadata: {{name: n1{metadata}}}\nspec: {spec}\n"
+            ))
+            .unwrap()
+        };
+        let sound = drain(", uid: u1", "{timeoutSeconds: 60, convergenceSeconds: 0}");
+        assert_eq!(keys(&sound), ["NodeDrain n1"]);
+        assert_eq!(sentences(&sound), Vec::<String>::new());
+        for (metadata, spec, sentence) in [
+            ("", "{}", "has no metadata.uid; write one"),
+            (", uid: ''", "{}", "has no metadata.uid; write one"),
+            (
+                ", uid: u1",
+                "{timeoutSeconds: 0}",
+                "spec.timeoutSeconds must be from 1 to 604800",
+            ),
+            (
+                ", uid: u1",
+                "{convergenceSeconds: 3601}",
+                "spec.convergenceSeconds must be from 0 to 3600",
+            ),
+        ] {
+            let refused = drain(metadata, spec);
+            assert_eq!(refused.objects, []);
+            let said = sentences(&refused);
+            assert!(
+                said[0].starts_with(&format!("NodeDrain n1: {sentence}")),
+                "{said:?}"
+            );
+        }
     }
 
     #[test]

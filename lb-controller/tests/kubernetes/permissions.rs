@@ -14,6 +14,7 @@ use kube::{Api, Client, Resource};
 use lb_controller::api::address_pool::AddressPool;
 use lb_controller::api::l2_advertisement::L2Advertisement;
 use lb_controller::api::load_balancer_node::{LoadBalancerNode, LoadBalancerNodeSpec};
+use lb_controller::api::node_drain::NodeDrain;
 use lb_controller::source::kubernetes::{self, EVENTS_MAX, Wanted, follow};
 use rig::{ControlPlane, Options, User};
 use serde::Serialize;
@@ -429,6 +430,10 @@ async fn statuses(world: &World) {
     let advertisement = json!({ "metadata": { "name": "untold" }, "spec": { "pools": ["main"] } });
     let has_status = |advertisement: L2Advertisement| advertisement.status.is_some();
     status(world, &advertisements, advertisement, has_status).await;
+    // Refused, since this manager hands nothing off; that is said like everything else.
+    let drains = Api::<NodeDrain>::all(world.client.clone());
+    let drain = json!({ "metadata": { "name": "untold" }, "spec": {} });
+    status(world, &drains, drain, |drain| drain.status.is_some()).await;
 }
 
 /// The status of an object of our own, which is gone afterwards.

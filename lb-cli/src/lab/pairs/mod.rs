@@ -24,11 +24,11 @@ use self::play::Played;
 use self::report::Summary;
 use self::state::{Finished, Found, State};
 use super::cluster::{Cluster, Settings};
-use super::interrupt::{Interrupted, block_on};
 use super::run::Run;
 use super::voice::Voice;
 use super::{Lab, Relay};
 use crate::Outcome;
+use crate::interrupt::{Interrupted, block_on};
 use crate::output::Output;
 
 /// Arguments of `lbctl lab pairs`.
