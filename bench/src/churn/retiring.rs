@@ -72,7 +72,10 @@ impl Retiring {
                 }
             }
             Said::Report(
-                Report::Hello { .. } | Report::Pins { .. } | Report::RetireRefused { .. },
+                Report::Hello { .. }
+                | Report::Drain(_)
+                | Report::Pins { .. }
+                | Report::RetireRefused { .. },
             ) => {}
         }
     }

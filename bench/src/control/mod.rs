@@ -15,6 +15,7 @@ mod node;
 mod objects;
 mod server;
 
+pub(crate) use self::node::PINS;
 use std::path::Path;
 use std::time::Duration;
 

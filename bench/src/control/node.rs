@@ -26,6 +26,8 @@ use crate::pin_dir::PinDir;
 const LIMIT: Duration = Duration::from_mins(5);
 /// Index of the uplink; no packet is sent.
 const IFINDEX: u32 = 1;
+/// Room for the pins of a node with a million connections, and of others.
+pub(crate) const PINS: u32 = 1 << 20;
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 /// Whether connections are handed off.
@@ -48,8 +50,13 @@ impl Node {
     }
 
     pub(super) fn open_at(dir: &Path, handoff: Handoff) -> anyhow::Result<Self> {
+        let pins = match handoff {
+            Handoff::On => PINS,
+            Handoff::Off => Sizes::default().pins,
+        };
         let sizes = Sizes {
             flows: 1024,
+            pins,
             ..Sizes::default()
         };
         let (maps, _programs) = bpf::open(&dir.join("control"), &sizes)?;
@@ -62,6 +69,7 @@ impl Node {
             relay: true,
             pin_dir: dir.to_owned(),
             flows: sizes.flows,
+            pins,
             origin: Origin::Cluster,
         };
         let (wanted, _) = tokio::sync::watch::channel(std::collections::BTreeSet::new());

@@ -73,6 +73,7 @@ async fn run(scale: Scale, changes: u32, dir: &PinDir) -> anyhow::Result<Found> 
     let user = User::service_account(SYSTEM, "bowline-manager");
     let options = manager::Options {
         handoff: lb_controller::handoff::Options::default(),
+        max_concurrent_drains: 1,
         manifests: None,
         cluster: kubernetes::Cluster {
             kubeconfig: Some(plane.kubeconfig(&user)?),

@@ -18,7 +18,7 @@ use lb_controller::handoff::reload::Tls;
 use lb_controller::handoff::server::{ARRIVALS_MAX, Arrival, Server};
 use lb_controller::handoff::tls::{Credentials, Pem};
 use lb_controller::handoff::{HANDOFF_PORT, Nodes, Others, Times};
-use lb_controller::model::pins::{FlowKey, Incarnation, PinnedPod, Writer};
+use lb_controller::model::pins::{FlowKey, Incarnation, LOG_MAX, PinnedPod, Writer};
 use lb_controller::model::template::NodeAddresses;
 use lb_ebpf::wire::protocol;
 use tokio::runtime::Handle;
@@ -72,6 +72,12 @@ fn file(files: &Files, name: &str) -> anyhow::Result<Vec<u8>> {
     Ok(text.clone().into_bytes())
 }
 
+/// The pins of a node, with as much room as a balancer has.
+fn writer(start: u64, pins: impl IntoIterator<Item = (FlowKey, PinnedPod)>) -> Writer {
+    let writer = Writer::new(Incarnation(start), pins);
+    writer.with_limits(control::PINS as usize, LOG_MAX)
+}
+
 /// A node that owns flows.
 pub(super) struct Owner {
     name: Arc<str>,
@@ -105,7 +111,7 @@ impl Owner {
             tls: watch::Sender::new(tls()?),
             nodes: watch::Sender::new(own),
             balancers: watch::Sender::new(Others::new()),
-            outbox: Outbox::new(Writer::new(Incarnation(1), [])),
+            outbox: Outbox::new(writer(1, [])),
             tally: Tally::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -138,7 +144,7 @@ impl Owner {
         self.stop = CancellationToken::new();
         self.tasks = TaskTracker::new();
         let pins = self.outbox.with(|writer| writer.pins().clone());
-        self.outbox = Outbox::new(Writer::new(Incarnation(1 + start), pins));
+        self.outbox = Outbox::new(writer(1 + start, pins));
     }
 
     /// Ends its streams.

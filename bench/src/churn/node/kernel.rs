@@ -87,6 +87,7 @@ impl Kernel {
         let sizes = Sizes {
             capacity: CAPACITY,
             flows,
+            ..Sizes::default()
         };
         let (dataplane, programs) = bpf::open_object(OBJECT, dir, &sizes)
             .context("load the simulated programs (this needs root)")?;
