@@ -16,6 +16,7 @@ use crate::model::pins::{Batch, FlowKey, Incarnation, Message, PinnedPod, Positi
 use crate::model::plan::mapped;
 use crate::source::directory::Batch as Files;
 
+mod drains;
 mod streams;
 
 const VIP: &str = "192.0.2.1";
