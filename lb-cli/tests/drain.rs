@@ -195,12 +195,12 @@ impl World {
 
     /// Somebody with the rights that the README names, and no others.
     async fn operator(plane: &ControlPlane) -> User {
-        let rule = |group: &str, resources: &[&str], verbs: &[&str]| json!({ "apiGroups": [group], "resources": resources, "verbs": verbs });
+        let may = |group: &str, resources: &[&str], verbs: &[&str]| json!({ "apiGroups": [group], "resources": resources, "verbs": verbs });
         let role = json!({ "metadata": { "name": "operator" }, "rules": [
-            rule("", &["pods", "services"], &["list"]),
-            rule("bowline.dev", &["addresspools", "loadbalancernodes"], &["list"]),
-            rule("bowline.dev", &["nodedrains"], &["get", "list", "create", "delete"]),
-            rule("coordination.k8s.io", &["leases"], &["get"]),
+            may("", &["pods", "services"], &["list"]),
+            may("bowline.dev", &["addresspools", "loadbalancernodes"], &["list"]),
+            may("bowline.dev", &["nodedrains"], &["get", "list", "create", "delete"]),
+            may("coordination.k8s.io", &["leases"], &["get"]),
         ]});
         create(&Api::<ClusterRole>::all(plane.client()), role).await;
         let binding = json!({
@@ -386,9 +386,9 @@ async fn a_node_of_a_directory_is_drained_and_put_to_use_again() {
         "{ended:?}"
     );
     let back = Lbctl::start(&[], &with("undrain"));
-    let wish = root.path().join(format!("nodedrain-{NODE}.yaml"));
+    let asked = root.path().join(format!("nodedrain-{NODE}.yaml"));
     until("the wish is gone", || async {
-        (!wish.exists()).then_some(())
+        (!asked.exists()).then_some(())
     })
     .await;
     std::fs::remove_file(outputs.drains().join(format!("{NODE}.yaml"))).unwrap();
