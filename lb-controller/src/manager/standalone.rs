@@ -22,6 +22,7 @@ use crate::model::template::NodeAddresses;
 use crate::source::files::{Content, Files};
 use crate::source::index::Named;
 use crate::source::output::{Outputs, Writer};
+use crate::source::parse::ObjectKey;
 
 /// A manager between files.
 pub struct Standalone {
@@ -225,12 +226,12 @@ impl Standalone {
         let asked = self.core.index().drains();
         let asked = asked.filter_map(|drain| Some((drain.metadata.name.clone()?, drain.clone())));
         let asked: BTreeMap<String, NodeDrain> = asked.collect();
-        let gone: Vec<String> = self
-            .drains
-            .keys()
-            .filter(|node| !asked.contains_key(*node))
-            .cloned()
-            .collect();
+        // One that a file may ask for which can not be understood stands until that is known.
+        let unknown = self.files.unknown();
+        let is_gone = |node: &&String| {
+            !asked.contains_key(*node) && !unknown.may_exist(&ObjectKey::of_drain(node))
+        };
+        let gone: Vec<String> = self.drains.keys().filter(is_gone).cloned().collect();
         for node in gone {
             tracing::info!(node, "is put to use again");
             self.drains.remove(&node);

@@ -265,12 +265,7 @@ impl Index {
 
     /// The drain of a node.
     pub fn drain(&self, node: &str) -> Option<&NodeDrain> {
-        let key = ObjectKey {
-            kind: Kind::NodeDrain,
-            namespace: String::new(),
-            name: node.to_owned(),
-        };
-        self.object(&key)?.node_drain()
+        self.object(&ObjectKey::of_drain(node))?.node_drain()
     }
 
     /// What all agents say about their nodes, by name.

@@ -83,6 +83,17 @@ pub struct ObjectKey {
     pub name: String,
 }
 
+impl ObjectKey {
+    /// The drain of a node.
+    pub fn of_drain(node: &str) -> Self {
+        Self {
+            kind: Kind::NodeDrain,
+            namespace: String::new(),
+            name: node.to_owned(),
+        }
+    }
+}
+
 impl std::fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self {

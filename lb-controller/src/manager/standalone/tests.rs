@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::*;
 use crate::api::service_table::ServiceTableSpec;
 
+mod drains;
 mod retirement;
 
 /// A directory that only exists here, and its manager.
