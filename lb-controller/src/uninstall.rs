@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::{PIN_DIR_DEFAULT, PREDECESSOR_POLL, PREDECESSOR_WAIT};
 use crate::dataplane::attach;
 use crate::dataplane::pin::PinError;
+use crate::dataplane::routes;
 
 /// What to do.
 #[derive(Clone, Debug, clap::Args)]
@@ -32,10 +33,13 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         check,
     } = options;
     if check {
-        return is_off(&pin_dir);
+        return is_off(&pin_dir).await;
     }
     detach(&pin_dir).await?;
-    is_off(&pin_dir)?;
+    routes::remove_all()
+        .await
+        .context("remove routes to VIPs")?;
+    is_off(&pin_dir).await?;
     if stay {
         tracing::info!(pin_dir = %pin_dir.display(), "no program and no map is left");
         stop.cancelled().await;
@@ -57,13 +61,17 @@ async fn detach(pin_dir: &Path) -> Result<(), PinError> {
 }
 
 /// What is pinned is attached or holds memory, and what is not is gone with the agent.
-fn is_off(pin_dir: &Path) -> anyhow::Result<()> {
+async fn is_off(pin_dir: &Path) -> anyhow::Result<()> {
     let there = pin_dir.try_exists();
     let there = there.with_context(|| pin_dir.display().to_string())?;
     ensure!(
         !there,
         "{} is still there: stop the agent, then run `lb-controller detach`",
         pin_dir.display()
+    );
+    ensure!(
+        !routes::is_left().await.context("look for routes to VIPs")?,
+        "routes to VIPs are still there: stop the agent, then run `lb-controller detach`"
     );
     Ok(())
 }

@@ -57,6 +57,7 @@ impl Node {
         let sizes = Sizes {
             flows: 1024,
             pins,
+            routes: false,
             ..Sizes::default()
         };
         let (maps, _programs) = bpf::open(&dir.join("control"), &sizes)?;

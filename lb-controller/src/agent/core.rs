@@ -12,6 +12,7 @@ mod health;
 mod inputs;
 mod opinion;
 pub(super) mod pins;
+mod routes;
 mod streams;
 mod tables;
 
@@ -28,6 +29,7 @@ use self::draining::Draining;
 use self::handing::Handing;
 use self::opinion::Opinion;
 use self::pins::Pins;
+use self::routes::Routing;
 use self::tables::Tables;
 use super::attempt::Attempt;
 use super::chain;
@@ -81,6 +83,8 @@ pub struct Settings {
     pub flows: u32,
     /// Flows of each family that can be pinned.
     pub pins: u32,
+    /// VIPs have routes in a table of their own.
+    pub routes: bool,
     /// Connections are handed off.
     pub hands_off: bool,
     /// Where objects come from.
@@ -121,6 +125,7 @@ impl Settings {
             pin_dir: options.pin_dir.clone(),
             flows: options.flows,
             pins: options.pins,
+            routes: options.route_table.is_some(),
             hands_off: options.handoff.certificates.is_some(),
             origin,
         }
@@ -207,6 +212,7 @@ pub struct Core {
     pub(super) pins: Pins,
     handing: Handing,
     draining: Draining,
+    routing: Routing,
     /// When something about pins is to be looked at.
     pins_due: Option<Instant>,
     /// Why the node's object is not as it should be.
@@ -283,6 +289,7 @@ impl Core {
             pins: Pins::new(hands_off, goes_on, pins_max),
             handing: Handing::default(),
             draining: Draining::default(),
+            routing: Routing::default(),
             pins_due: None,
             node_fault: None,
             last_list: None,

@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use self::core::{Core, Origin, Settings};
 use self::handle::{Handle, Job};
 use self::stamp::{Fresh, STAMP_PERIOD, monotonic_ns};
+use crate::announce::routes::Routes;
 use crate::announce::{self, Telling};
 use crate::api::load_balancer_node::LoadBalancerNodeSpec;
 use crate::dataplane::attach::{self, Attacher, ModeChoice};
@@ -43,6 +44,7 @@ use crate::dataplane::links::XdpMode as Mode;
 use crate::dataplane::load::{self, LoadError, Programs, Sizes};
 use crate::dataplane::network::{self, Network};
 use crate::dataplane::pin::PinError;
+use crate::dataplane::routes::{self, Held};
 use crate::dataplane::stamp::StampWriter;
 use crate::liveness::{self, Gossip, Members};
 use crate::source::kubernetes::Cluster;
@@ -92,6 +94,10 @@ pub struct Options {
     /// Known flows of each family that this node has room for.
     #[arg(long, value_name = "N", default_value_t = lb_ebpf::abi::capacity::FLOWS)]
     pub flows: u32,
+    /// Keep a route to each VIP that is served from here in this routing table, for a routing daemon to export; 6081 is a number
+    /// that nobody else uses.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(256..))]
+    pub route_table: Option<u32>,
     /// Connections of each family that all nodes together can have pinned here, such as those of a node that is drained; the same at
     /// every node.
     #[arg(long, value_name = "N", default_value_t = PINS_DEFAULT, value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
@@ -174,6 +180,12 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let gossip = liveness::spawn(&options.node, members_told, stop.clone())?;
     let (telling, told) = tokio::sync::watch::channel(core.telling());
     writers.spawn(announce::tell(told, stop.clone()));
+    let routes = tokio::sync::watch::Sender::new(None);
+    let (held_told, held_routes) = tokio::sync::watch::channel(Held::default());
+    if let Some(table) = options.route_table {
+        let keep = routes::keep(table, routes.subscribe(), held_told, stop.clone());
+        writers.spawn(keep);
+    }
     let (handle, jobs) = Handle::new(Some(Arc::clone(&flows)), Arc::clone(&swept));
     let handle = Arc::new(handle);
     let asked = Arc::clone(&core.pins.sweep);
@@ -201,6 +213,8 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         members,
         gossip,
         telling,
+        routes,
+        held_routes,
         claims,
         events,
         streams,
@@ -308,6 +322,8 @@ struct Shell {
     members: tokio::sync::watch::Sender<Members>,
     gossip: Gossip,
     telling: tokio::sync::watch::Sender<Telling>,
+    routes: tokio::sync::watch::Sender<Option<Routes>>,
+    held_routes: tokio::sync::watch::Receiver<Held>,
     claims: Claims,
     events: Events,
     streams: handoff::Streams,
@@ -350,6 +366,7 @@ impl Shell {
                 biased;
                 () = self.stop.cancelled() => return Ok(()),
                 Ok(()) = self.gossip.liveness.changed() => self.hear_others(),
+                Ok(()) = self.held_routes.changed() => self.routes_held(),
                 Ok(()) = self.network.links.changed() => self.attach(),
                 Ok(()) = self.network.next_hops.changed() => self.hops(),
                 Some(job) = self.jobs.recv() => job(&mut self.core),
@@ -387,12 +404,23 @@ impl Shell {
             *told = members;
             is_new
         });
+        let routes = self.core.routes();
+        self.routes.send_if_modified(|told| {
+            let is_new = *told != routes;
+            *told = routes;
+            is_new
+        });
         let telling = self.core.telling();
         self.telling.send_if_modified(|told| {
             let is_new = *told != telling;
             *told = telling;
             is_new
         });
+    }
+
+    fn routes_held(&mut self) {
+        let held = self.held_routes.borrow_and_update().clone();
+        self.core.take_routes(held);
     }
 
     /// Has the node's object written if it has changed.
@@ -425,6 +453,7 @@ impl Shell {
                 Ok(()) = self.network.next_hops.changed() => self.hops(),
                 Some(job) = self.jobs.recv() => job(&mut self.core),
                 Ok(()) = self.gossip.liveness.changed() => self.hear_others(),
+                Ok(()) = self.held_routes.changed() => self.routes_held(),
                 () = self.streams.certificates.changed() => {}
                 (writer, message) = self.streams.copies.next() => self.core.take_copied(&writer, message, Instant::now()),
                 reported = self.events.next() => self.core.take_events(&reported),

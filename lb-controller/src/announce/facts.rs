@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{self as k8s, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::choose::{From, Node, Uplink, Vip};
@@ -83,10 +83,14 @@ fn is_eligible(index: &Index, balancer: &LoadBalancerNode) -> bool {
     if drain.is_some_and(|drain| drain.phase.has_reached(Phase::Deprefer)) {
         return false;
     }
+    !is_excluded(node)
+}
+
+/// Whether a node's label excludes it from load balancing.
+pub fn is_excluded(node: &k8s::Node) -> bool {
     let label = node.metadata.labels.as_ref();
-    label
-        .and_then(|labels| labels.get(EXCLUDE_LABEL))
-        .is_none_or(|value| value == "false")
+    let value = label.and_then(|labels| labels.get(EXCLUDE_LABEL));
+    value.is_some_and(|value| value != "false")
 }
 
 fn node(balancer: &LoadBalancerNode) -> Node {
@@ -211,6 +215,11 @@ fn serving_nodes(index: &Index, named: &Named, tabled: &BTreeSet<Arc<str>>) -> B
         .into_iter()
         .find(|nodes| !nodes.is_empty())
         .unwrap_or_default()
+}
+
+/// Whether packets of a table's Service are taken only where it has pods.
+pub fn is_local_table(table: &ServiceTableSpec) -> bool {
+    table.traffic_policy == TrafficPolicy::Local
 }
 
 /// Nodes that a table has serve new flows, under policy Local.

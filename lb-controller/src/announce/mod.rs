@@ -13,6 +13,7 @@ mod conflict;
 pub mod facts;
 pub mod fault;
 mod packets;
+pub mod routes;
 
 pub use burst::{Announced, Bursts};
 pub use conflict::{Claimed, Conflict, claimed};

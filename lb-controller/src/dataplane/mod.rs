@@ -31,6 +31,7 @@ pub mod packet;
 pub mod pass;
 pub mod pin;
 mod records;
+pub mod routes;
 pub mod stamp;
 #[expect(
     unsafe_code,

@@ -192,14 +192,22 @@ impl Core {
         }
     }
 
+    /// This node takes part in gossip: it was ready once.
+    pub(super) fn has_taken_part(&self) -> bool {
+        self.announcing.takes_part
+    }
+
     /// What this node announces is what it should.
     pub(super) fn has_announced(&self) -> bool {
-        self.announce.due.is_none() || matches!(self.settings.origin, Origin::Directory { .. })
+        let is_chosen =
+            self.announce.due.is_none() || matches!(self.settings.origin, Origin::Directory { .. });
+        is_chosen && self.has_routed()
     }
 
     /// Wants the choice made again.
     pub(super) fn choose_again(&mut self, now: Instant) {
         self.announcing.stale = true;
+        self.route_again();
         self.announce.want(now);
     }
 

@@ -116,6 +116,7 @@ impl Core {
 
     /// A version is in the maps.
     pub(super) fn report_applied(&mut self, table: &super::Table) {
+        self.route_again();
         if let Some(report) = applied(table) {
             self.report(None, &report);
         }

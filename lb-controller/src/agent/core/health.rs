@@ -78,6 +78,9 @@ impl Core {
         if let Some(fault) = &self.node_fault {
             add(format!("LoadBalancerNode {}", self.settings.node), fault);
         }
+        if let Some(fault) = self.route_fault() {
+            add("routes".to_owned(), fault);
+        }
         for (name, sentence) in &self.announcing.faults {
             add(format!("L2Advertisement {name}"), sentence);
         }

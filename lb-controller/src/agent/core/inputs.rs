@@ -198,6 +198,7 @@ impl Core {
         if spec.is_some() && table.spec == spec && table.fault.is_none() {
             return self.tables.put(named, table);
         }
+        self.route_again();
         table.attempt.want(now);
         let told = |spec: &Option<ServiceTableSpec>| {
             let told = |spec: &ServiceTableSpec| (spec.vips.clone(), facts::tabled_nodes(spec));

@@ -223,6 +223,7 @@ fn agent_that(manifests: &Path, maps: &Shared, hands_off: bool) -> Core {
         pin_dir: "/pins".into(),
         flows: 1024,
         pins: 1 << 16,
+        routes: false,
         origin: Origin::Directory {
             manifests: manifests.to_owned(),
             outputs: Outputs::below(manifests),

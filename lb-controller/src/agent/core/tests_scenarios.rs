@@ -122,6 +122,7 @@ impl<D: Dataplane + 'static> Scene<D> {
             pin_dir: "/pins".into(),
             flows: 1024,
             pins: 1 << 16,
+            routes: false,
             origin: Origin::Cluster,
         };
         let (wanted, _) = watch::channel(BTreeSet::new());
