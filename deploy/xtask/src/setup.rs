@@ -25,6 +25,11 @@ const FOR_TESTS: &[Tool] = &[
         package: "tshark",
         purpose: "decoding golden packets",
     },
+    Tool {
+        program: "bird",
+        package: "bird2",
+        purpose: "telling routers of VIPs",
+    },
 ];
 
 /// What nodes of `cargo xtask cluster` are made of.
