@@ -180,12 +180,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let gossip = liveness::spawn(&options.node, members_told, stop.clone())?;
     let (telling, told) = tokio::sync::watch::channel(core.telling());
     writers.spawn(announce::tell(told, stop.clone()));
-    let routes = tokio::sync::watch::Sender::new(None);
-    let (held_told, held_routes) = tokio::sync::watch::channel(Held::default());
-    if let Some(table) = options.route_table {
-        let keep = routes::keep(table, routes.subscribe(), held_told, stop.clone());
-        writers.spawn(keep);
-    }
+    let (routes, held_routes) = keep_routes(options.route_table, &mut writers, &stop);
     let (handle, jobs) = Handle::new(Some(Arc::clone(&flows)), Arc::clone(&swept));
     let handle = Arc::new(handle);
     let asked = Arc::clone(&core.pins.sweep);
@@ -268,6 +263,23 @@ async fn open_maps(pin_dir: &Path, sizes: &Sizes) -> Result<(BpfDataplane, Progr
             outcome => return outcome,
         }
     }
+}
+
+/// Keeps a table of routes, if one was named: where to say what it should hold, and to hear what it does.
+fn keep_routes(
+    table: Option<u32>,
+    writers: &mut tokio::task::JoinSet<()>,
+    stop: &CancellationToken,
+) -> (
+    tokio::sync::watch::Sender<Option<Routes>>,
+    tokio::sync::watch::Receiver<Held>,
+) {
+    let routes = tokio::sync::watch::Sender::new(None);
+    let (told, held) = tokio::sync::watch::channel(Held::default());
+    if let Some(table) = table {
+        writers.spawn(routes::keep(table, routes.subscribe(), told, stop.clone()));
+    }
+    (routes, held)
 }
 
 fn attach_settings(options: &Options) -> attach::Settings {

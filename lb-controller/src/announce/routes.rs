@@ -19,7 +19,7 @@ pub const TABLE_DEFAULT: u32 = 6081;
 pub const PROTOCOL: u8 = 181;
 /// Metric of a route that is to be chosen …
 pub const METRIC: u32 = 100;
-/// … and of one that is to be the last choice: export it with GRACEFUL_SHUTDOWN (RFC 8326) and a low preference.
+/// … and of one that is to be the last choice: export it with `GRACEFUL_SHUTDOWN` (RFC 8326) and a low preference.
 pub const METRIC_LAST: u32 = 1000;
 
 /// Routes by prefix, each with its metric.

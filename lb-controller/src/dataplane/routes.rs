@@ -163,10 +163,10 @@ fn ours(message: &RouteMessage) -> Option<(IpNet, u32)> {
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(v4)) => {
-                address = Some(IpAddr::from(*v4))
+                address = Some(IpAddr::from(*v4));
             }
             RouteAttribute::Destination(RouteAddress::Inet6(v6)) => {
-                address = Some(IpAddr::from(*v6))
+                address = Some(IpAddr::from(*v6));
             }
             RouteAttribute::Priority(priority) => metric = *priority,
             _ => {}
