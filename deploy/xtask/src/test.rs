@@ -226,6 +226,7 @@ const LABS: &[&[&str]] = &[
     &["run", "agent-restart"],
     &["run", "agent-upgrade"],
     &["run", "drain", "--balancers", "3"],
+    &["run", "drain", "--balancers", "3", "--bird"],
     &["run", "drain-faults", "--balancers", "3"],
     &["run", "rollout", "--balancers", "5"],
     &["run", "rollout", "--xdp-mode", "generic"],

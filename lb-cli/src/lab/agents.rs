@@ -11,6 +11,7 @@ use lb_controller::admin;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::bird;
 use super::cluster::Cluster;
 use super::network::LINK;
 use super::run::UNSERVED;
@@ -75,6 +76,9 @@ impl Cluster {
         command
             .arg("--handoff-certificates")
             .arg(self.certificates(Holder::Node(name)));
+        if self.settings.bird {
+            command.args(["--route-table", &bird::table()]);
+        }
         if self.settings.no_relay {
             command.arg("--no-relay");
         }

@@ -34,6 +34,8 @@ pub(crate) struct Settings {
     pub(crate) controller: PathBuf,
     /// How many machines get packets from the router.
     pub(crate) balancers: u8,
+    /// The router learns by BGP where to send packets.
+    pub(crate) bird: bool,
     /// Packets of unknown flows are not passed on: the control that must break connections.
     pub(crate) no_relay: bool,
     /// The `--xdp-mode` of the agents.
@@ -64,6 +66,7 @@ pub(crate) struct Cluster {
     servers: Vec<(Namespace, Child)>,
     pub(super) manager: Option<Child>,
     pub(super) agents: BTreeMap<String, Child>,
+    pub(super) birds: Vec<Child>,
     /// Machines that have not joined, or have lost power.
     pub(super) absent: BTreeSet<String>,
 }
@@ -100,6 +103,7 @@ impl Cluster {
             servers: Vec::new(),
             manager: None,
             agents: BTreeMap::new(),
+            birds: Vec::new(),
             absent: BTreeSet::new(),
         };
         cluster.make_views()?;
@@ -331,6 +335,7 @@ impl Drop for Cluster {
         for child in servers
             .chain(&mut self.manager)
             .chain(self.agents.values_mut())
+            .chain(&mut self.birds)
         {
             // Never waits: a process that still runs is to stay.
             let _ = child.try_wait();

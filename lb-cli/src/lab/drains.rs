@@ -309,7 +309,7 @@ impl Run {
             self.change(step.change)?;
             beside.next = beside.steps.next();
         }
-        if now >= beside.move_at {
+        if now >= beside.move_at && !self.cluster.settings.bird {
             let pause = self.random.random_range(ECMP_PAUSE_MS);
             beside.move_at = now + Duration::from_millis(pause);
             let paths = some_of(&beside.members, &mut self.random);
@@ -326,6 +326,10 @@ impl Run {
         phase: Phase,
         beside: &mut Beside,
     ) -> anyhow::Result<()> {
+        if self.cluster.settings.bird {
+            // The router has been told by the machine itself.
+            return Ok(());
+        }
         let mut members: BTreeSet<String> = beside.members.iter().cloned().collect();
         let changes = if phase.has_reached(Phase::Deprefer) {
             members.remove(machine)

@@ -12,6 +12,7 @@
 
 mod agents;
 mod away;
+mod bird;
 pub(crate) mod client;
 mod cluster;
 mod counted;
@@ -113,6 +114,9 @@ struct RunArgs {
 
 #[derive(Clone, Debug, clap::Args)]
 struct Common {
+    /// The router learns by BGP where to send packets: BIRD 2 runs on it and beside the agents of balancers.
+    #[arg(long)]
+    bird: bool,
     #[command(flatten)]
     lab: Lab,
     /// Machines that the router sends packets for VIPs to: two without pods, then nodes.
@@ -233,6 +237,7 @@ fn execute(
     let settings = Settings {
         controller: controller(common.lab.controller.clone())?,
         balancers: common.balancers,
+        bird: common.bird,
         no_relay: relay == Relay::Off,
         xdp_mode: common.lab.xdp_mode.clone(),
     };

@@ -81,7 +81,12 @@ impl Run {
         let started = Instant::now();
         let balancers = equally(&cluster.balancers());
         let relay = cluster.relays();
-        cluster.network.move_ecmp(&balancers).await?;
+        if cluster.settings.bird {
+            voice.say("starting BIRD on balancers and router");
+            cluster.start_birds()?;
+        } else {
+            cluster.network.move_ecmp(&balancers).await?;
+        }
         let (first, more) = start
             .first
             .split_first()
@@ -100,6 +105,9 @@ impl Run {
             cluster.start_agent(machine)?;
         }
         cluster.settled().await?;
+        if cluster.settings.bird {
+            cluster.routes_learnt().await?;
+        }
         for target in more {
             let count = target.saturating_sub(cluster.pods.len());
             voice.say(&format!("adding {count} pods"));

@@ -62,7 +62,13 @@ impl Run {
     fn move_ecmp(&mut self, stop: CancellationToken) -> JoinHandle<anyhow::Result<u64>> {
         let network: Arc<Network> = Arc::clone(&self.cluster.network);
         let mut random = StdRng::seed_from_u64(self.random.random());
+        let learns = self.cluster.settings.bird;
         tokio::spawn(async move {
+            if learns {
+                // Its paths are what it has learnt.
+                stop.cancelled().await;
+                return Ok(0);
+            }
             let balancers = network.every_balancer();
             let mut moves = 0;
             loop {

@@ -160,6 +160,7 @@ fn once(args: &Args, meeting: Meeting, seed: u64, voice: Voice) -> anyhow::Resul
     let settings = Settings {
         controller: super::controller(args.lab.controller.clone())?,
         balancers: event::BALANCERS,
+        bird: false,
         no_relay: args.no_relay,
         xdp_mode: args.lab.xdp_mode.clone(),
     };

@@ -15,8 +15,20 @@ pub(super) struct Routing {
     /// What was computed last; none before enough was known.
     wanted: Option<Routes>,
     held: Held,
+    /// How far this node was to be chosen when `wanted` was computed …
+    preference: Preference,
+    /// … and when what was wanted was there last. VIPs that come and go do not change it.
+    carried_out: Option<Preference>,
     /// Something that it depends on has changed since.
     stale: bool,
+}
+
+impl Routing {
+    fn compare(&mut self) {
+        if self.wanted.is_some() && self.wanted == self.held.routes {
+            self.carried_out = Some(self.preference);
+        }
+    }
 }
 
 impl Core {
@@ -25,9 +37,10 @@ impl Core {
         // What an earlier start has left stays until all that it was for is known again.
         let is_ready = self.has_taken_part() && self.pins.is_complete;
         if is_ready && std::mem::take(&mut self.routing.stale) {
-            let preference = self.preference();
-            let routes = routes::wanted(self.routed(), preference);
+            self.routing.preference = self.preference();
+            let routes = routes::wanted(self.routed(), self.routing.preference);
             self.routing.wanted = Some(routes);
+            self.routing.compare();
         }
         self.routing.wanted.clone()
     }
@@ -35,6 +48,7 @@ impl Core {
     /// Takes in what the table holds.
     pub fn take_routes(&mut self, held: Held) {
         self.routing.held = held;
+        self.routing.compare();
     }
 
     /// Wants routes computed again.
@@ -42,10 +56,9 @@ impl Core {
         self.routing.stale = true;
     }
 
-    /// The table holds what it should, or nobody keeps one.
+    /// Routers were told how far this node is to be chosen, or nobody tells them.
     pub(super) fn has_routed(&self) -> bool {
-        !self.settings.routes
-            || !self.routing.stale && self.routing.wanted == self.routing.held.routes
+        !self.settings.routes || self.routing.carried_out == Some(self.preference())
     }
 
     /// Why the table is not as it should be.
