@@ -57,7 +57,6 @@ impl Node {
         let sizes = Sizes {
             flows: 1024,
             pins,
-            routes: false,
             ..Sizes::default()
         };
         let (maps, _programs) = bpf::open(&dir.join("control"), &sizes)?;
@@ -71,6 +70,7 @@ impl Node {
             pin_dir: dir.to_owned(),
             flows: sizes.flows,
             pins,
+            routes: false,
             origin: Origin::Cluster,
         };
         let (wanted, _) = tokio::sync::watch::channel(std::collections::BTreeSet::new());
