@@ -28,7 +28,6 @@ struct Drained {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct Connections {
     handed_off: u64,
 }
