@@ -9,9 +9,10 @@ use lb_controller::api::node_drain::{NodeDrainSpec, NodeDrainStatus, Phase, cond
 use nix::sys::signal::Signal;
 use rand::Rng;
 use serde::Serialize;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::load;
+use super::load::{self, Tally};
 use super::network::{equally, some_of};
 use super::run::Run;
 use super::scenario::{self, CALM_MS, Step, TAIL_MS};
@@ -94,9 +95,7 @@ impl Run {
     /// and takes its power away.
     pub(super) async fn drains(&mut self) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
-        let ways = self.ways(Mix::OneInFiveUdp);
-        let load = load::steady(ways, NEW_PER_SECOND, stop.clone());
-        let new = self.client.handle().spawn(load);
+        let new = self.new_connections(&stop);
         let mut beside = self.around(scenario::replacing(0..REPLACED));
         let machines = beside.members.clone();
         for machine in &machines {
@@ -114,17 +113,14 @@ impl Run {
         }
         tokio::time::sleep(Duration::from_millis(TAIL_MS)).await;
         stop.cancel();
-        let tally = new.await.context("the load's task ended early")??;
-        self.summary.add_tally(tally);
+        self.count_new(new).await?;
         Ok(())
     }
 
     /// Drains a balancer again and again, and in each phase something goes wrong: each drain is done all the same.
     pub(super) async fn faulty_drains(&mut self) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
-        let ways = self.ways(Mix::OneInFiveUdp);
-        let load = load::steady(ways, NEW_PER_SECOND, stop.clone());
-        let new = self.client.handle().spawn(load);
+        let new = self.new_connections(&stop);
         let mut beside = self.around(Vec::new());
         let machine = beside.members[0].clone();
         let mut drains = 0;
@@ -142,8 +138,7 @@ impl Run {
             }
         }
         stop.cancel();
-        let tally = new.await.context("the load's task ended early")??;
-        self.summary.add_tally(tally);
+        self.count_new(new).await?;
         Ok(())
     }
 
@@ -188,14 +183,24 @@ impl Run {
     /// Drains a machine under new connections and takes its power away.
     pub(super) async fn live_drain(&mut self) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
-        let ways = self.ways(Mix::OneInFiveUdp);
-        let load = load::steady(ways, NEW_PER_SECOND, stop.clone());
-        let new = self.client.handle().spawn(load);
+        let new = self.new_connections(&stop);
         let mut beside = self.around(Vec::new());
         let machine = beside.members[0].clone();
         tokio::time::sleep(Duration::from_millis(CALM_MS)).await;
         self.power_off(&machine, &mut beside).await?;
         stop.cancel();
+        self.count_new(new).await?;
+        Ok(())
+    }
+
+    /// Opens connections until told to stop.
+    fn new_connections(&self, stop: &CancellationToken) -> JoinHandle<anyhow::Result<Tally>> {
+        let ways = self.ways(Mix::OneInFiveUdp);
+        let load = load::steady(ways, NEW_PER_SECOND, stop.clone());
+        self.client.handle().spawn(load)
+    }
+
+    async fn count_new(&mut self, new: JoinHandle<anyhow::Result<Tally>>) -> anyhow::Result<()> {
         let tally = new.await.context("the load's task ended early")??;
         self.summary.add_tally(tally);
         Ok(())
