@@ -40,7 +40,7 @@ pub enum Preference {
 impl Preference {
     /// Of a node that has this drain.
     pub fn of(drain: Option<&NodeDrain>) -> Self {
-        let phase = drain.and_then(|drain| drain.status.as_ref()?.phase.into());
+        let phase = drain.and_then(|drain| Some(drain.status.as_ref()?.phase));
         match phase {
             Some(Phase::Deprefer) => Self::Last,
             Some(Phase::Withdraw | Phase::Quiesce | Phase::Drained) => Self::None,
