@@ -78,9 +78,53 @@ pub struct Status {
     /// Pins; none if this node does not hand connections off.
     #[serde(default)]
     pub pins: Option<Pins>,
+    /// Routes to VIPs; none if this node keeps none.
+    #[serde(default)]
+    pub routes: Option<Routes>,
     /// Of a manager: Services whose table's history should leave, or is leaving.
     #[serde(default)]
     pub retirements: Vec<Retirement>,
+}
+
+/// Routes to VIPs in a table of their own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Routes {
+    /// Which table.
+    pub table: u32,
+    /// Routes that it should have.
+    pub wanted: usize,
+    /// Routes that it had when it was last as it should be.
+    pub installed: usize,
+    /// BIRD; none if it is not configured by the agent.
+    pub bird: Option<Bird>,
+}
+
+/// The routing daemon beside the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bird {
+    /// It answers.
+    pub answers: bool,
+    /// It does what peers and advertisements say.
+    pub configured: bool,
+    /// Its sessions.
+    pub sessions: Vec<BgpSession>,
+}
+
+/// A session with a router.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BgpSession {
+    /// Name of its `BGPPeer`.
+    pub peer: String,
+    /// `Established`, `Connect`, `Active`, `Idle` and so on (RFC 4271).
+    pub state: String,
+    /// It is established.
+    pub is_up: bool,
+    /// Since when it is in this state, about.
+    pub since: Option<Timestamp>,
+    /// Prefixes that the router is told.
+    pub exported: u64,
+    /// What was wrong last.
+    pub error: Option<String>,
 }
 
 /// Flows that are found by pins instead of tables.

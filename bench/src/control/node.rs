@@ -70,7 +70,8 @@ impl Node {
             pin_dir: dir.to_owned(),
             flows: sizes.flows,
             pins,
-            routes: false,
+            route_table: None,
+            bird: false,
             origin: Origin::Cluster,
         };
         let (wanted, _) = tokio::sync::watch::channel(std::collections::BTreeSet::new());

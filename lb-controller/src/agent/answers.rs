@@ -52,6 +52,7 @@ impl Core {
             peers: self.shown_peers(),
             announced: self.shown_announced(),
             pins: self.shown_pins(),
+            routes: self.shown_routes(),
             retirements: Vec::new(),
         })
     }

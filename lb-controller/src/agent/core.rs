@@ -83,8 +83,10 @@ pub struct Settings {
     pub flows: u32,
     /// Flows of each family that can be pinned.
     pub pins: u32,
-    /// VIPs have routes in a table of their own.
-    pub routes: bool,
+    /// The table in which VIPs have routes.
+    pub route_table: Option<u32>,
+    /// BIRD exports that as peers and advertisements say.
+    pub bird: bool,
     /// Connections are handed off.
     pub hands_off: bool,
     /// Where objects come from.
@@ -125,7 +127,8 @@ impl Settings {
             pin_dir: options.pin_dir.clone(),
             flows: options.flows,
             pins: options.pins,
-            routes: options.route_table.is_some(),
+            route_table: options.route_table(),
+            bird: options.bird_directory.is_some(),
             hands_off: options.handoff.certificates.is_some(),
             origin,
         }

@@ -33,7 +33,8 @@ use tokio_util::sync::CancellationToken;
 use self::core::{Core, Origin, Settings};
 use self::handle::{Handle, Job};
 use self::stamp::{Fresh, STAMP_PERIOD, monotonic_ns};
-use crate::announce::routes::Routes;
+use crate::announce::bgp::{self, config::Config};
+use crate::announce::routes::{Routes, TABLE_DEFAULT};
 use crate::announce::{self, Telling};
 use crate::api::load_balancer_node::LoadBalancerNodeSpec;
 use crate::dataplane::attach::{self, Attacher, ModeChoice};
@@ -98,6 +99,13 @@ pub struct Options {
     /// that nobody else uses.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(256..))]
     pub route_table: Option<u32>,
+    /// Directory of BIRD's configuration and control socket: BIRD tells routers as `BGPPeer`s and `BGPAdvertisement`s say. Its
+    /// routes are in table 6081 if no other is named.
+    #[arg(long, value_name = "DIR")]
+    pub bird_directory: Option<PathBuf>,
+    /// Directory of passwords of BGP sessions, one file for each key of the Secret.
+    #[arg(long, value_name = "DIR", requires = "bird_directory")]
+    pub bgp_passwords: Option<PathBuf>,
     /// Connections of each family that all nodes together can have pinned here, such as those of a node that is drained; the same at
     /// every node.
     #[arg(long, value_name = "N", default_value_t = PINS_DEFAULT, value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
@@ -108,6 +116,21 @@ pub struct Options {
     /// Do not pass on packets of unknown flows: for control experiments only, it breaks connections.
     #[arg(long)]
     pub no_relay: bool,
+}
+
+impl Options {
+    /// The table of routes to VIPs.
+    fn route_table(&self) -> Option<u32> {
+        let of_bird = self.bird_directory.as_ref().map(|_| TABLE_DEFAULT);
+        self.route_table.or(of_bird)
+    }
+
+    fn bird(&self) -> Option<bgp::Settings> {
+        Some(bgp::Settings {
+            directory: self.bird_directory.clone()?,
+            passwords: self.bgp_passwords.clone(),
+        })
+    }
 }
 
 /// How XDP is attached.
@@ -180,7 +203,8 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let gossip = liveness::spawn(&options.node, members_told, stop.clone())?;
     let (telling, told) = tokio::sync::watch::channel(core.telling());
     writers.spawn(announce::tell(told, stop.clone()));
-    let (routes, held_routes) = keep_routes(options.route_table, &mut writers, &stop);
+    let (routes, held_routes) = keep_routes(options.route_table(), &mut writers, &stop);
+    let (bird, bird_told) = keep_bird(options.bird(), &mut writers, &stop);
     let (handle, jobs) = Handle::new(Some(Arc::clone(&flows)), Arc::clone(&swept));
     let handle = Arc::new(handle);
     let asked = Arc::clone(&core.pins.sweep);
@@ -210,6 +234,8 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         telling,
         routes,
         held_routes,
+        bird,
+        bird_told,
         claims,
         events,
         streams,
@@ -282,6 +308,24 @@ fn keep_routes(
     (routes, held)
 }
 
+/// Keeps BIRD configured, if it is to be: where to say how, and to hear what it does.
+fn keep_bird(
+    settings: Option<bgp::Settings>,
+    writers: &mut tokio::task::JoinSet<()>,
+    stop: &CancellationToken,
+) -> (
+    tokio::sync::watch::Sender<Option<Config>>,
+    tokio::sync::watch::Receiver<bgp::Told>,
+) {
+    let config = tokio::sync::watch::Sender::new(None);
+    let (told, heard) = tokio::sync::watch::channel(bgp::Told::default());
+    if let Some(settings) = settings {
+        let wanted = config.subscribe();
+        writers.spawn(bgp::keep(settings, wanted, told, stop.clone()));
+    }
+    (config, heard)
+}
+
 fn attach_settings(options: &Options) -> attach::Settings {
     attach::Settings {
         interfaces: options.interface.clone(),
@@ -336,6 +380,8 @@ struct Shell {
     telling: tokio::sync::watch::Sender<Telling>,
     routes: tokio::sync::watch::Sender<Option<Routes>>,
     held_routes: tokio::sync::watch::Receiver<Held>,
+    bird: tokio::sync::watch::Sender<Option<Config>>,
+    bird_told: tokio::sync::watch::Receiver<bgp::Told>,
     claims: Claims,
     events: Events,
     streams: handoff::Streams,
@@ -379,6 +425,7 @@ impl Shell {
                 () = self.stop.cancelled() => return Ok(()),
                 Ok(()) = self.gossip.liveness.changed() => self.hear_others(),
                 Ok(()) = self.held_routes.changed() => self.routes_held(),
+                Ok(()) = self.bird_told.changed() => self.bird_heard(),
                 Ok(()) = self.network.links.changed() => self.attach(),
                 Ok(()) = self.network.next_hops.changed() => self.hops(),
                 Some(job) = self.jobs.recv() => job(&mut self.core),
@@ -422,6 +469,13 @@ impl Shell {
             *told = routes;
             is_new
         });
+        // What BIRD is to do was decided with the routes.
+        let bird = self.core.bird();
+        self.bird.send_if_modified(|told| {
+            let is_new = *told != bird;
+            *told = bird;
+            is_new
+        });
         let telling = self.core.telling();
         self.telling.send_if_modified(|told| {
             let is_new = *told != telling;
@@ -433,6 +487,11 @@ impl Shell {
     fn routes_held(&mut self) {
         let held = self.held_routes.borrow_and_update().clone();
         self.core.take_routes(held);
+    }
+
+    fn bird_heard(&mut self) {
+        let told = self.bird_told.borrow_and_update().clone();
+        self.core.take_bird(told);
     }
 
     /// Has the node's object written if it has changed.
@@ -466,6 +525,7 @@ impl Shell {
                 Some(job) = self.jobs.recv() => job(&mut self.core),
                 Ok(()) = self.gossip.liveness.changed() => self.hear_others(),
                 Ok(()) = self.held_routes.changed() => self.routes_held(),
+                Ok(()) = self.bird_told.changed() => self.bird_heard(),
                 () = self.streams.certificates.changed() => {}
                 (writer, message) = self.streams.copies.next() => self.core.take_copied(&writer, message, Instant::now()),
                 reported = self.events.next() => self.core.take_events(&reported),

@@ -4,17 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{self as k8s, Service};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::choose::{From, Node, Uplink, Vip};
 use super::fault;
-use crate::api::address_pool::AddressPool;
+use super::select::{self, Selection, fits};
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::{LoadBalancerNode, NodeRole, XdpMode};
 use crate::api::node_drain::Phase;
-use crate::api::selector::{self, Labels};
 use crate::api::service_table::{ServiceTableSpec, TrafficPolicy};
 use crate::source::index::{Index, Named};
 
@@ -114,7 +111,7 @@ fn from(
 ) -> From {
     let spec = &advertisement.spec;
     let name = || advertisement.metadata.name.clone().unwrap_or_default();
-    faults.extend(fault::selectors(spec).map(|fault| (name(), fault.to_string())));
+    faults.extend(fault::selectors(Selection::from(spec)).map(|fault| (name(), fault.to_string())));
     From {
         nodes: spec.node_selector.as_ref().map(|selector| {
             index
@@ -127,19 +124,13 @@ fn from(
     }
 }
 
-/// Whether a selector matches; one that can not be understood matches nothing.
-pub(super) fn fits(selector: &LabelSelector, labels: Option<&Labels>) -> bool {
-    let none = Labels::new();
-    selector::matches(selector, labels.unwrap_or(&none)).unwrap_or(false)
-}
-
 fn vip(
     index: &Index,
     address: IpAddr,
     services: &BTreeMap<Named, BTreeSet<Arc<str>>>,
     advertisements: &[&L2Advertisement],
 ) -> Vip {
-    let pool = index.pools().find(|pool| holds(pool, address));
+    let pool = select::pool_of(index, address);
     let objects: Vec<_> = services
         .keys()
         .filter_map(|named| Some((named, index.service(named)?)))
@@ -148,7 +139,9 @@ fn vip(
         .iter()
         .enumerate()
         .filter(|(_, advertisement)| {
-            selects_pool(advertisement, pool) && selects_service(advertisement, &objects)
+            let selection = Selection::from(&advertisement.spec);
+            let services = objects.iter().map(|(_, service)| *service);
+            selection.pool(pool) && selection.any_service(services)
         })
         .map(|(at, _)| at);
     let local: Vec<_> = objects
@@ -165,33 +158,6 @@ fn vip(
                 .collect()
         }),
     }
-}
-
-fn selects_pool(advertisement: &L2Advertisement, pool: Option<&AddressPool>) -> bool {
-    let spec = &advertisement.spec;
-    if spec.pools.is_empty() && spec.pool_selector.is_none() {
-        return true;
-    }
-    let Some(pool) = pool else { return false };
-    let named = pool
-        .metadata
-        .name
-        .as_ref()
-        .is_some_and(|name| spec.pools.contains(name));
-    let selected = spec
-        .pool_selector
-        .as_ref()
-        .is_some_and(|selector| fits(selector, pool.metadata.labels.as_ref()));
-    named || selected
-}
-
-fn selects_service(advertisement: &L2Advertisement, services: &[(&Named, &Service)]) -> bool {
-    let Some(selector) = &advertisement.spec.service_selector else {
-        return true;
-    };
-    services
-        .iter()
-        .any(|(_, service)| fits(selector, service.metadata.labels.as_ref()))
 }
 
 /// Whether a Service wants packets to enter where its pods are.
@@ -241,26 +207,6 @@ pub fn tabled_nodes(table: &ServiceTableSpec) -> BTreeSet<Arc<str>> {
         .filter_map(|node| table.nodes.get(node as usize))
         .map(|node| Arc::from(node.as_str()))
         .collect()
-}
-
-/// Whether a pool has an address. Entries that are no ranges have none; the manager says so.
-fn holds(pool: &AddressPool, address: IpAddr) -> bool {
-    pool.spec.addresses.iter().any(|range| {
-        if let Some((first, last)) = range.split_once('-') {
-            let ends = (
-                first.trim().parse::<IpAddr>(),
-                last.trim().parse::<IpAddr>(),
-            );
-            let (Ok(first), Ok(last)) = ends else {
-                return false;
-            };
-            return first.is_ipv4() == address.is_ipv4() && (first..=last).contains(&address);
-        }
-        range
-            .trim()
-            .parse::<IpNet>()
-            .is_ok_and(|net| net.contains(&address))
-    })
 }
 
 #[cfg(test)]

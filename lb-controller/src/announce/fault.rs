@@ -1,12 +1,15 @@
-//! What is wrong with an advertisement: why it announces nothing, or less than it says. Pure. Who lives is not asked here: a
+//! What is wrong with an advertisement or a peer: why it announces nothing, or less than it says. Pure. Who lives is not asked here: a
 //! node that is down comes back, and nobody has to correct anything.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use super::choose::Node;
-use super::facts::{announcers, fits};
-use crate::api::l2_advertisement::{L2Advertisement, L2AdvertisementSpec};
+use super::facts::announcers;
+use super::select::{Selection, fits};
+use crate::api::bgp_advertisement::BGPAdvertisement;
+use crate::api::bgp_peer::BGPPeer;
+use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::selector::{self, Labels, SelectorError};
 use crate::source::index::Index;
 
@@ -40,6 +43,22 @@ pub enum Fault {
         super::facts::EXCLUDE_LABEL
     )]
     NoAnnouncer,
+    /// None of its nodes can be told of to routers.
+    #[error(
+        "none of its nodes can announce: that takes an agent of role balancer or both, and no label {}; see `kubectl get \
+         loadbalancernodes`",
+        super::facts::EXCLUDE_LABEL
+    )]
+    NoRouter,
+    /// Peers that it names do not exist. Those that do are told.
+    #[error("spec.peers names what is no BGPPeer: {}; create it, or correct the name", listed(.0))]
+    PeerNotFound(Vec<String>),
+    /// There is nobody to tell.
+    #[error("there is no BGPPeer; create one")]
+    NoPeer,
+    /// A field has a value that it can not have.
+    #[error("{0}")]
+    Spec(String),
     /// Interfaces that it names are on none of its nodes. Those that are somewhere announce.
     #[error(
         "spec.interfaces names what no node that it selects has with our program: {}; correct the name, or have the agents \
@@ -57,7 +76,10 @@ impl Fault {
             Self::PoolNotFound(_) => "PoolNotFound",
             Self::NoPool => "NoPool",
             Self::NoNode => "NoNode",
-            Self::NoAnnouncer => "NoAnnouncer",
+            Self::NoAnnouncer | Self::NoRouter => "NoAnnouncer",
+            Self::PeerNotFound(_) => "PeerNotFound",
+            Self::NoPeer => "NoPeer",
+            Self::Spec(_) => "SpecInvalid",
             Self::InterfaceNotFound(_) => "InterfaceNotFound",
         }
     }
@@ -84,62 +106,122 @@ impl fmt::Display for Listed<'_> {
 /// Everything that is wrong with an advertisement, the gravest first. What follows from another fault is left out.
 pub fn faults(index: &Index, advertisement: &L2Advertisement) -> Vec<Fault> {
     let spec = &advertisement.spec;
-    let mut faults: Vec<_> = selectors(spec).collect();
-    let is_sound = |field: &str| {
-        let mut selectors = faults.iter();
-        !selectors
-            .any(|fault| matches!(fault, Fault::Selector { field: wrong, .. } if *wrong == field))
-    };
-    let (pools, nodes) = (is_sound("poolSelector"), is_sound("nodeSelector"));
-    faults.extend(of_pools(index, spec).filter(|fault| pools || *fault != Fault::NoPool));
-    if nodes {
-        faults.extend(of_nodes(index, spec));
+    let selection = Selection::from(spec);
+    let mut faults = of_selection(index, selection);
+    if is_sound(&faults, "nodeSelector") {
+        faults.extend(of_nodes(index, selection, &spec.interfaces));
     }
     faults
 }
 
+/// Everything that is wrong with an advertisement by BGP.
+pub fn bgp_faults(index: &Index, advertisement: &BGPAdvertisement) -> Vec<Fault> {
+    let spec = &advertisement.spec;
+    let selection = Selection::from(spec);
+    let mut faults: Vec<_> = spec.fault().map(Fault::Spec).into_iter().collect();
+    faults.extend(of_selection(index, selection));
+    let names = || {
+        index
+            .bgp_peers()
+            .filter_map(|peer| peer.metadata.name.as_ref())
+    };
+    let missing = spec.peers.iter();
+    let missing: Vec<_> = missing
+        .filter(|peer| names().all(|name| name != *peer))
+        .cloned()
+        .collect();
+    if !missing.is_empty() {
+        faults.push(Fault::PeerNotFound(missing));
+    } else if names().next().is_none() {
+        faults.push(Fault::NoPeer);
+    }
+    if is_sound(&faults, "nodeSelector") {
+        faults.extend(of_bgp_nodes(index, selection));
+    }
+    faults
+}
+
+/// Everything that is wrong with a peer.
+pub fn peer_faults(index: &Index, peer: &BGPPeer) -> Vec<Fault> {
+    let spec = &peer.spec;
+    let selection = of_peer(peer);
+    let mut faults: Vec<_> = spec.fault().map(Fault::Spec).into_iter().collect();
+    faults.extend(selectors(selection));
+    if is_sound(&faults, "nodeSelector") {
+        faults.extend(of_bgp_nodes(index, selection));
+    }
+    faults
+}
+
+/// A peer selects nodes only.
+pub(super) fn of_peer(peer: &BGPPeer) -> Selection<'_> {
+    Selection {
+        pools: &[],
+        pool_selector: None,
+        service_selector: None,
+        node_selector: peer.spec.node_selector.as_ref(),
+    }
+}
+
+fn is_sound(faults: &[Fault], field: &str) -> bool {
+    let mut faults = faults.iter();
+    !faults.any(|fault| matches!(fault, Fault::Selector { field: wrong, .. } if *wrong == field))
+}
+
 /// Selectors that can not be understood. That matters to agents too.
-pub(super) fn selectors(spec: &L2AdvertisementSpec) -> impl Iterator<Item = Fault> {
+pub(super) fn selectors(selection: Selection<'_>) -> impl Iterator<Item = Fault> {
     let selectors = [
-        ("poolSelector", &spec.pool_selector),
-        ("serviceSelector", &spec.service_selector),
-        ("nodeSelector", &spec.node_selector),
+        ("poolSelector", selection.pool_selector),
+        ("serviceSelector", selection.service_selector),
+        ("nodeSelector", selection.node_selector),
     ];
     selectors.into_iter().filter_map(|(field, selector)| {
-        let error = selector::matches(selector.as_ref()?, &Labels::new()).err()?;
+        let error = selector::matches(selector?, &Labels::new()).err()?;
         Some(Fault::Selector { field, error })
     })
 }
 
-fn of_pools(index: &Index, spec: &L2AdvertisementSpec) -> impl Iterator<Item = Fault> {
+fn of_selection(index: &Index, selection: Selection<'_>) -> Vec<Fault> {
+    let mut faults: Vec<_> = selectors(selection).collect();
+    let is_sound = is_sound(&faults, "poolSelector");
+    faults.extend(of_pools(index, selection).filter(|fault| is_sound || *fault != Fault::NoPool));
+    faults
+}
+
+fn of_pools(index: &Index, selection: Selection<'_>) -> impl Iterator<Item = Fault> {
     let names = || index.pools().filter_map(|pool| pool.metadata.name.as_ref());
-    let missing: Vec<_> = spec
+    let missing: Vec<_> = selection
         .pools
         .iter()
         .filter(|pool| names().all(|name| name != *pool))
         .cloned()
         .collect();
-    let selected = spec.pool_selector.as_ref().is_none_or(|selector| {
+    let selected = selection.pool_selector.is_none_or(|selector| {
         let mut pools = index.pools();
         pools.any(|pool| fits(selector, pool.metadata.labels.as_ref()))
     });
-    let none = spec.pools.is_empty() && !selected;
+    let none = selection.pools.is_empty() && !selected;
     let missing = (!missing.is_empty()).then_some(Fault::PoolNotFound(missing));
     missing.into_iter().chain(none.then_some(Fault::NoPool))
 }
 
-fn of_nodes(index: &Index, spec: &L2AdvertisementSpec) -> Option<Fault> {
-    let selected = |name: &str| {
-        let labels = index.node(name).map(|node| node.metadata.labels.as_ref());
-        let selector = spec.node_selector.as_ref();
-        labels.is_some_and(|labels| selector.is_none_or(|selector| fits(selector, labels)))
-    };
-    let mut names = index.nodes().filter_map(|node| node.metadata.name.as_ref());
-    if spec.node_selector.is_some() && !names.any(|name| selected(name)) {
-        return Some(Fault::NoNode);
+fn is_selected(index: &Index, selection: Selection<'_>, name: &str) -> bool {
+    let node = index.node(name);
+    node.is_some_and(|node| selection.node(node))
+}
+
+fn no_node(index: &Index, selection: Selection<'_>) -> Option<Fault> {
+    let mut nodes = index.nodes();
+    let none = selection.node_selector.is_some() && !nodes.any(|node| selection.node(node));
+    none.then_some(Fault::NoNode)
+}
+
+fn of_nodes(index: &Index, selection: Selection<'_>, interfaces: &[String]) -> Option<Fault> {
+    if let Some(fault) = no_node(index, selection) {
+        return Some(fault);
     }
     let nodes: Vec<Node> = announcers(index)
-        .filter(|node| selected(&node.name) && !node.interfaces.is_empty())
+        .filter(|node| is_selected(index, selection, &node.name) && !node.interfaces.is_empty())
         .collect();
     if nodes.is_empty() {
         return Some(Fault::NoAnnouncer);
@@ -149,13 +231,21 @@ fn of_nodes(index: &Index, spec: &L2AdvertisementSpec) -> Option<Fault> {
         .flat_map(|node| &node.interfaces)
         .map(|uplink| &uplink.name)
         .collect();
-    let missing: Vec<_> = spec
-        .interfaces
+    let missing: Vec<_> = interfaces
         .iter()
         .filter(|interface| !there.contains(interface))
         .cloned()
         .collect();
     (!missing.is_empty()).then_some(Fault::InterfaceNotFound(missing))
+}
+
+/// Routes lead to a node whatever interfaces it has.
+fn of_bgp_nodes(index: &Index, selection: Selection<'_>) -> Option<Fault> {
+    let mut announcers = announcers(index);
+    no_node(index, selection).or_else(|| {
+        let any = announcers.any(|node| is_selected(index, selection, &node.name));
+        (!any).then_some(Fault::NoRouter)
+    })
 }
 
 #[cfg(test)]

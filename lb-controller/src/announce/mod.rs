@@ -7,6 +7,7 @@
 //!
 //! ARP and neighbour solicitations are answered by the programs, not here. Knows no tables and no flows.
 
+pub mod bgp;
 mod burst;
 pub mod choose;
 mod conflict;
@@ -14,6 +15,7 @@ pub mod facts;
 pub mod fault;
 mod packets;
 pub mod routes;
+pub mod select;
 
 pub use burst::{Announced, Bursts};
 pub use conflict::{Claimed, Conflict, claimed};

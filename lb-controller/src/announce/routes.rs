@@ -7,7 +7,6 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -51,16 +50,15 @@ impl Preference {
     }
 }
 
-/// The routes to VIPs that are served from a node.
-pub fn wanted(vips: impl IntoIterator<Item = IpAddr>, preference: Preference) -> Routes {
+/// The routes of a node that announces prefixes.
+pub fn wanted(prefixes: impl IntoIterator<Item = IpNet>, preference: Preference) -> Routes {
     let metric = match preference {
         Preference::Full => METRIC,
         Preference::Last => METRIC_LAST,
         Preference::None => return Routes::new(),
     };
-    vips.into_iter()
-        .map(|vip| (IpNet::from(vip), metric))
-        .collect()
+    let prefixes = prefixes.into_iter();
+    prefixes.map(|prefix| (prefix, metric)).collect()
 }
 
 /// What brings a table in line.
@@ -117,11 +115,8 @@ mod tests {
     }
 
     #[test]
-    fn vips_become_host_routes() {
-        let vips = [
-            "198.51.100.1".parse().unwrap(),
-            "2001:db8::1".parse().unwrap(),
-        ];
+    fn prefixes_become_routes_of_a_metric_that_says_how_far_the_node_is_to_be_chosen() {
+        let vips = [net("198.51.100.1/32"), net("2001:db8::1/128")];
         let full = Routes::from([
             (net("198.51.100.1/32"), METRIC),
             (net("2001:db8::1/128"), METRIC),

@@ -4,6 +4,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 
 use super::address_pool::AddressPool;
+use super::bgp_advertisement::BGPAdvertisement;
+use super::bgp_peer::BGPPeer;
 use super::l2_advertisement::L2Advertisement;
 use super::load_balancer_node::LoadBalancerNode;
 use super::node_drain::NodeDrain;
@@ -13,6 +15,8 @@ use super::service_table::ServiceTable;
 pub fn all() -> Vec<CustomResourceDefinition> {
     vec![
         AddressPool::crd(),
+        BGPAdvertisement::crd(),
+        BGPPeer::crd(),
         L2Advertisement::crd(),
         LoadBalancerNode::crd(),
         NodeDrain::crd(),

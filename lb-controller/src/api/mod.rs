@@ -2,6 +2,9 @@
 //! Types only; rules about them are in [`crate::model`].
 
 pub mod address_pool;
+pub mod bgp_advertisement;
+pub mod bgp_peer;
+pub mod community;
 pub mod crds;
 pub mod file;
 pub mod l2_advertisement;

@@ -125,6 +125,7 @@ impl Shared {
             peers: Vec::new(),
             announced: Vec::new(),
             pins: None,
+            routes: None,
             retirements: handoff.retirements,
         })
     }

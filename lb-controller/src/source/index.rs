@@ -13,6 +13,8 @@ use self::relations::{Relations, service_of, uid_of};
 use super::parse::{Kind, Object, ObjectKey};
 use super::serving::Serving;
 use crate::api::address_pool::AddressPool;
+use crate::api::bgp_advertisement::BGPAdvertisement;
+use crate::api::bgp_peer::BGPPeer;
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::LoadBalancerNode;
 use crate::api::node_drain::NodeDrain;
@@ -257,6 +259,18 @@ impl Index {
             .filter_map(|(_, object)| object.l2_advertisement())
     }
 
+    /// All routers that are told by BGP, by name.
+    pub fn bgp_peers(&self) -> impl Iterator<Item = &BGPPeer> {
+        self.of_kind(Kind::BGPPeer)
+            .filter_map(|(_, object)| object.bgp_peer())
+    }
+
+    /// All advertisements by BGP, by name.
+    pub fn bgp_advertisements(&self) -> impl Iterator<Item = &BGPAdvertisement> {
+        self.of_kind(Kind::BGPAdvertisement)
+            .filter_map(|(_, object)| object.bgp_advertisement())
+    }
+
     /// All drains, by name of the node.
     pub fn drains(&self) -> impl Iterator<Item = &NodeDrain> {
         self.of_kind(Kind::NodeDrain)
@@ -370,6 +384,8 @@ impl Index {
             Kind::Namespace
             | Kind::AddressPool
             | Kind::L2Advertisement
+            | Kind::BGPPeer
+            | Kind::BGPAdvertisement
             | Kind::NodeDrain
             | Kind::LoadBalancerNode
             | Kind::ServiceTable

@@ -33,6 +33,8 @@ use tokio_util::sync::CancellationToken;
 use super::index::Event;
 use super::parse::{Kind, Object, ObjectKey};
 use crate::api::address_pool::AddressPool;
+use crate::api::bgp_advertisement::BGPAdvertisement;
+use crate::api::bgp_peer::BGPPeer;
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::LoadBalancerNode;
 use crate::api::node_drain::NodeDrain;
@@ -105,6 +107,8 @@ pub fn decode(
         Wanted::Pods | Wanted::PodsOfNode(_) => strip::whole::<Pod>(serde_json::from_slice(json)?),
         Wanted::AddressPools => strip::ours::<AddressPool>(serde_json::from_slice(json)?),
         Wanted::L2Advertisements => strip::ours::<L2Advertisement>(serde_json::from_slice(json)?),
+        Wanted::BGPPeers => strip::ours::<BGPPeer>(serde_json::from_slice(json)?),
+        Wanted::BGPAdvertisements => strip::ours::<BGPAdvertisement>(serde_json::from_slice(json)?),
         Wanted::NodeDrains => strip::ours::<NodeDrain>(serde_json::from_slice(json)?),
         Wanted::LoadBalancerNodes => strip::ours::<LoadBalancerNode>(serde_json::from_slice(json)?),
         Wanted::ServiceTables => strip::ours::<ServiceTable>(serde_json::from_slice(json)?),
@@ -141,6 +145,8 @@ impl Task {
                 Wanted::Pods | Wanted::PodsOfNode(_) => self.names::<Pod>(&strategy).await,
                 Wanted::AddressPools => self.ours::<AddressPool>(&strategy).await,
                 Wanted::L2Advertisements => self.ours::<L2Advertisement>(&strategy).await,
+                Wanted::BGPPeers => self.ours::<BGPPeer>(&strategy).await,
+                Wanted::BGPAdvertisements => self.ours::<BGPAdvertisement>(&strategy).await,
                 Wanted::NodeDrains => self.ours::<NodeDrain>(&strategy).await,
                 Wanted::LoadBalancerNodes => self.ours::<LoadBalancerNode>(&strategy).await,
                 Wanted::ServiceTables => self.ours::<ServiceTable>(&strategy).await,

@@ -10,6 +10,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::api::address_pool::AddressPool;
+use crate::api::bgp_advertisement::BGPAdvertisement;
+use crate::api::bgp_peer::BGPPeer;
 use crate::api::file::API_VERSION;
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::LoadBalancerNode;
@@ -45,6 +47,10 @@ pub enum Kind {
     AddressPool,
     /// `bowline.dev/v1alpha1` `L2Advertisement`.
     L2Advertisement,
+    /// `bowline.dev/v1alpha1` `BGPPeer`.
+    BGPPeer,
+    /// `bowline.dev/v1alpha1` `BGPAdvertisement`.
+    BGPAdvertisement,
     /// `bowline.dev/v1alpha1` `NodeDrain`.
     NodeDrain,
     /// `bowline.dev/v1alpha1` `LoadBalancerNode`; from an API server only.
@@ -66,6 +72,8 @@ impl Kind {
             | Self::Namespace
             | Self::AddressPool
             | Self::L2Advertisement
+            | Self::BGPPeer
+            | Self::BGPAdvertisement
             | Self::NodeDrain
             | Self::LoadBalancerNode => false,
         }
@@ -128,6 +136,10 @@ pub enum Object {
     AddressPool(Box<AddressPool>),
     /// An `L2Advertisement`.
     L2Advertisement(Box<L2Advertisement>),
+    /// A `BGPPeer`.
+    BGPPeer(Box<BGPPeer>),
+    /// A `BGPAdvertisement`.
+    BGPAdvertisement(Box<BGPAdvertisement>),
     /// A `NodeDrain`.
     NodeDrain(Box<NodeDrain>),
     /// A `LoadBalancerNode`.
@@ -242,6 +254,10 @@ impl Parsed {
             (API_VERSION, "L2Advertisement") => {
                 self.object::<L2Advertisement>(document, Kind::L2Advertisement, place);
             }
+            (API_VERSION, "BGPPeer") => self.object::<BGPPeer>(document, Kind::BGPPeer, place),
+            (API_VERSION, "BGPAdvertisement") => {
+                self.object::<BGPAdvertisement>(document, Kind::BGPAdvertisement, place);
+            }
             (API_VERSION, "NodeDrain") => {
                 self.object::<NodeDrain>(document, Kind::NodeDrain, place);
             }
@@ -251,8 +267,8 @@ impl Parsed {
                 object: format!("{kind} in {place}"),
                 sentence: format!(
                     "kind {kind} of {version:?} is not used here and ignored; used are v1 Service, Pod, Node and \
-                     Namespace, discovery.k8s.io/v1 EndpointSlice, and {API_VERSION} AddressPool, L2Advertisement \
-                     and NodeDrain"
+                     Namespace, discovery.k8s.io/v1 EndpointSlice, and {API_VERSION} AddressPool, L2Advertisement, \
+                     BGPPeer, BGPAdvertisement and NodeDrain"
                 ),
             }),
         }
@@ -342,7 +358,7 @@ impl Parsed {
                 }
                 value.meta().namespace = Some(key.namespace.clone());
                 let object = value.into();
-                match object.node_drain().and_then(NodeDrain::fault) {
+                match object.fault() {
                     Some(sentence) => self.refuse(Some(key), sentence),
                     None => self.objects.push((key, object)),
                 }
@@ -421,6 +437,8 @@ object!(
     Namespace namespace,
     AddressPool address_pool,
     L2Advertisement l2_advertisement,
+    BGPPeer bgp_peer,
+    BGPAdvertisement bgp_advertisement,
     NodeDrain node_drain,
     LoadBalancerNode load_balancer_node,
     ServiceTable service_table,
@@ -428,6 +446,26 @@ object!(
 );
 
 impl Object {
+    /// Why it can not be used, of what an API server would have refused.
+    fn fault(&self) -> Option<String> {
+        match self {
+            Self::NodeDrain(drain) => drain.fault(),
+            Self::BGPPeer(peer) => peer.spec.fault(),
+            Self::BGPAdvertisement(advertisement) => advertisement.spec.fault(),
+            Self::Node(_)
+            | Self::Pod(_)
+            | Self::Service(_)
+            | Self::EndpointSlice(_)
+            | Self::Serving(_)
+            | Self::Namespace(_)
+            | Self::AddressPool(_)
+            | Self::L2Advertisement(_)
+            | Self::LoadBalancerNode(_)
+            | Self::ServiceTable(_)
+            | Self::Secret(_) => None,
+        }
+    }
+
     /// As what an agent keeps of an endpoint slice, if it is that.
     pub fn serving(&self) -> Option<&Serving> {
         let Self::Serving(serving) = self else {

@@ -12,6 +12,8 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBind
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, Resource};
 use lb_controller::api::address_pool::AddressPool;
+use lb_controller::api::bgp_advertisement::BGPAdvertisement;
+use lb_controller::api::bgp_peer::BGPPeer;
 use lb_controller::api::l2_advertisement::L2Advertisement;
 use lb_controller::api::load_balancer_node::{LoadBalancerNode, LoadBalancerNodeSpec};
 use lb_controller::api::node_drain::NodeDrain;
@@ -60,6 +62,10 @@ const MANAGER: Rows = &[
     ("addresspools/status.bowline.dev", &[("patch", Write)]),
     ("l2advertisements.bowline.dev", READ),
     ("l2advertisements/status.bowline.dev", &[("patch", Write)]),
+    ("bgppeers.bowline.dev", READ),
+    ("bgppeers/status.bowline.dev", &[("patch", Write)]),
+    ("bgpadvertisements.bowline.dev", READ),
+    ("bgpadvertisements/status.bowline.dev", &[("patch", Write)]),
     ("nodedrains.bowline.dev", READ),
     ("nodedrains/status.bowline.dev", &[("patch", Write)]),
     ("loadbalancernodes.bowline.dev", READ),
@@ -91,6 +97,8 @@ const AGENT: Rows = &[
     ("pods", READ),
     ("servicetables.bowline.dev", READ),
     ("l2advertisements.bowline.dev", READ),
+    ("bgppeers.bowline.dev", READ),
+    ("bgpadvertisements.bowline.dev", READ),
     ("addresspools.bowline.dev", READ),
     ("nodedrains.bowline.dev", READ),
     (
@@ -430,6 +438,14 @@ async fn statuses(world: &World) {
     let advertisement = json!({ "metadata": { "name": "untold" }, "spec": { "pools": ["main"] } });
     let has_status = |advertisement: L2Advertisement| advertisement.status.is_some();
     status(world, &advertisements, advertisement, has_status).await;
+    let advertisements = Api::<BGPAdvertisement>::all(world.client.clone());
+    let advertisement = json!({ "metadata": { "name": "untold" }, "spec": { "pools": ["main"] } });
+    let has_status = |advertisement: BGPAdvertisement| advertisement.status.is_some();
+    status(world, &advertisements, advertisement, has_status).await;
+    let peers = Api::<BGPPeer>::all(world.client.clone());
+    let spec = json!({ "peerAddress": "192.0.2.1", "peerASN": 64500, "myASN": 64501 });
+    let peer = json!({ "metadata": { "name": "untold" }, "spec": spec });
+    status(world, &peers, peer, |peer| peer.status.is_some()).await;
     // Refused, since this manager hands nothing off; that is said like everything else.
     let drains = Api::<NodeDrain>::all(world.client.clone());
     let drain = json!({ "metadata": { "name": "untold" }, "spec": {} });

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Core, Origin, view};
+use super::{Core, Origin, routes, view};
 use crate::agent::stamp::monotonic_ns;
 use crate::announce::choose::{self, Choice};
 use crate::announce::facts::{self, Tabled};
@@ -151,6 +151,12 @@ impl Core {
 
     /// Marks the choice as due if it depends on what changed.
     pub(super) fn announce_after(&mut self, changed: &Changed, now: Instant) {
+        if routes::KINDS
+            .iter()
+            .any(|kind| changed.kinds.contains(kind))
+        {
+            self.route_again();
+        }
         let is_local = |named: &Named| self.index.service(named).is_some_and(facts::is_local);
         if KINDS.iter().any(|kind| changed.kinds.contains(kind))
             || changed.services.iter().any(is_local)

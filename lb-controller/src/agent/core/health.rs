@@ -81,6 +81,9 @@ impl Core {
         if let Some(fault) = self.route_fault() {
             add("routes".to_owned(), fault);
         }
+        for (object, sentence) in self.bgp_faults() {
+            add(object.clone(), sentence);
+        }
         for (name, sentence) in &self.announcing.faults {
             add(format!("L2Advertisement {name}"), sentence);
         }

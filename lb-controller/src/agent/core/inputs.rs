@@ -142,6 +142,8 @@ impl Core {
             | Kind::Namespace
             | Kind::AddressPool
             | Kind::L2Advertisement
+            | Kind::BGPPeer
+            | Kind::BGPAdvertisement
             | Kind::NodeDrain
             | Kind::LoadBalancerNode => _ = self.index.reset_kind(kind, objects, &refused),
         }

@@ -223,7 +223,8 @@ fn agent_that(manifests: &Path, maps: &Shared, hands_off: bool) -> Core {
         pin_dir: "/pins".into(),
         flows: 1024,
         pins: 1 << 16,
-        routes: false,
+        route_table: None,
+        bird: false,
         origin: Origin::Directory {
             manifests: manifests.to_owned(),
             outputs: Outputs::below(manifests),

@@ -122,7 +122,8 @@ impl<D: Dataplane + 'static> Scene<D> {
             pin_dir: "/pins".into(),
             flows: 1024,
             pins: 1 << 16,
-            routes: false,
+            route_table: None,
+            bird: false,
             origin: Origin::Cluster,
         };
         let (wanted, _) = watch::channel(BTreeSet::new());

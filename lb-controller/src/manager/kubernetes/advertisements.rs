@@ -1,44 +1,116 @@
-//! What is told about advertisements: whether what each names exists. Pure. A wrong one never stops the others.
+//! What is told about advertisements and peers: whether what each names exists. Pure. A wrong one never stops the others.
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 
 use super::conditions::{Holds, Said, condition};
 use super::statuses::Change;
 use crate::admin::Problem;
-use crate::announce::fault::faults;
+use crate::announce::fault::{Fault, bgp_faults, faults, peer_faults};
+use crate::api::bgp_advertisement::{BGPAdvertisement, BGPAdvertisementStatus};
+use crate::api::bgp_peer::{BGPPeer, BGPPeerStatus};
 use crate::api::l2_advertisement::{L2Advertisement, L2AdvertisementStatus, condition as kind};
 use crate::source::index::Index;
+use crate::source::parse::Kind;
+
+/// Statuses that differ from what is there, by kind.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    pub(super) l2: Vec<Change>,
+    pub(super) bgp: Vec<Change>,
+    pub(super) peers: Vec<Change>,
+}
+
+impl Changes {
+    pub(super) fn is_empty(&self) -> bool {
+        let Self { l2, bgp, peers } = self;
+        l2.is_empty() && bgp.is_empty() && peers.is_empty()
+    }
+}
+
+/// An object whose status is one condition.
+trait Told {
+    const KIND: Kind;
+    type Status: serde::Serialize + PartialEq;
+
+    fn meta(&self) -> &ObjectMeta;
+    fn there(&self) -> Option<&Self::Status>;
+    fn conditions(status: &Self::Status) -> &[Condition];
+    fn status(conditions: Vec<Condition>) -> Self::Status;
+    fn faults(&self, index: &Index) -> Vec<Fault>;
+}
+
+macro_rules! told {
+    ($($t:ident $status:ident $faults:ident),*) => { $(
+        impl Told for $t {
+            const KIND: Kind = Kind::$t;
+            type Status = $status;
+
+            fn meta(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+            fn there(&self) -> Option<&$status> {
+                self.status.as_ref()
+            }
+            fn conditions(status: &$status) -> &[Condition] {
+                &status.conditions
+            }
+            fn status(conditions: Vec<Condition>) -> $status {
+                $status { conditions }
+            }
+            fn faults(&self, index: &Index) -> Vec<Fault> {
+                $faults(index, self)
+            }
+        }
+    )* };
+}
+told!(
+    L2Advertisement L2AdvertisementStatus faults,
+    BGPAdvertisement BGPAdvertisementStatus bgp_faults,
+    BGPPeer BGPPeerStatus peer_faults
+);
 
 /// Statuses that differ from what is there.
-pub(super) fn changes(index: &Index, wall: Timestamp) -> Vec<Change> {
-    let advertisements = index.advertisements().filter_map(|advertisement| {
-        let wanted = status(index, advertisement, wall);
-        let there = advertisement.status.as_ref();
-        Change::from(&advertisement.metadata, there, &wanted)
-    });
-    advertisements.collect()
+pub(super) fn changes(index: &Index, wall: Timestamp) -> Changes {
+    Changes {
+        l2: of(index, index.advertisements(), wall),
+        bgp: of(index, index.bgp_advertisements(), wall),
+        peers: of(index, index.bgp_peers(), wall),
+    }
 }
 
-/// What is wrong with advertisements.
-pub(super) fn problems(index: &Index) -> impl Iterator<Item = Problem> {
-    index.advertisements().flat_map(move |advertisement| {
-        let name = advertisement.metadata.name.as_deref().unwrap_or_default();
-        let object = format!("L2Advertisement {name}");
-        faults(index, advertisement)
-            .into_iter()
-            .map(move |fault| Problem {
-                object: object.clone(),
-                sentence: fault.to_string(),
-            })
-    })
-}
-
-fn status(
+fn of<'a, T: Told + 'a>(
     index: &Index,
-    advertisement: &L2Advertisement,
+    objects: impl Iterator<Item = &'a T>,
     wall: Timestamp,
-) -> L2AdvertisementStatus {
-    let faults = faults(index, advertisement);
+) -> Vec<Change> {
+    let changes = objects.filter_map(|object| {
+        let wanted = status(index, object, wall);
+        Change::from(object.meta(), object.there(), &wanted)
+    });
+    changes.collect()
+}
+
+/// What is wrong with advertisements and peers.
+pub(super) fn problems(index: &Index) -> impl Iterator<Item = Problem> {
+    let l2 = index.advertisements().flat_map(|one| wrong(index, one));
+    let bgp = index.bgp_advertisements().flat_map(|one| wrong(index, one));
+    let peers = index.bgp_peers().flat_map(|one| wrong(index, one));
+    l2.chain(bgp).chain(peers)
+}
+
+fn wrong<T: Told>(index: &Index, object: &T) -> Vec<Problem> {
+    let name = object.meta().name.as_deref().unwrap_or_default();
+    let faults = object.faults(index).into_iter();
+    let problems = faults.map(|fault| Problem {
+        object: format!("{:?} {name}", T::KIND),
+        sentence: fault.to_string(),
+    });
+    problems.collect()
+}
+
+fn status<T: Told>(index: &Index, object: &T, wall: Timestamp) -> T::Status {
+    let faults = object.faults(index);
     // The gravest gives the reason; the message has all.
     let ready = match faults.first() {
         None => Said {
@@ -57,14 +129,9 @@ fn status(
             }
         }
     };
-    let before = advertisement.status.iter();
-    let before: Vec<_> = before
-        .flat_map(|status| status.conditions.clone())
-        .collect();
-    let generation = advertisement.metadata.generation;
-    L2AdvertisementStatus {
-        conditions: vec![condition(ready, &before, generation, wall)],
-    }
+    let before = object.there().map_or(&[][..], T::conditions);
+    let generation = object.meta().generation;
+    T::status(vec![condition(ready, before, generation, wall)])
 }
 
 #[cfg(test)]
@@ -142,12 +209,44 @@ mod tests {
     }
 
     #[test]
+    fn peers_and_advertisements_by_bgp_are_told_of_too() {
+        let mut index = cluster();
+        let spec = serde_saphyr::from_str("{peers: [rack]}").unwrap();
+        let advertisement = Object::BGPAdvertisement(Box::new(BGPAdvertisement::new("all", spec)));
+        apply(&mut index, advertisement, Kind::BGPAdvertisement, "all");
+        let said = |index: &Index| {
+            let all: Vec<_> = index.bgp_advertisements().collect();
+            let status = status(index, all[0], at(7));
+            status.conditions[0].reason.clone()
+        };
+        assert_eq!(said(&index), "PeerNotFound");
+        let spec = "{peerAddress: 192.0.2.1, peerASN: 64500, myASN: 64501, nodeSelector: {matchLabels: {rack: one}}}";
+        let peer = BGPPeer::new("rack", serde_saphyr::from_str(spec).unwrap());
+        apply(
+            &mut index,
+            Object::BGPPeer(Box::new(peer)),
+            Kind::BGPPeer,
+            "rack",
+        );
+        assert_eq!(said(&index), "AllFound");
+        let problems: Vec<_> = problems(&index).collect();
+        let [Problem { object, sentence }] = &problems[..] else {
+            panic!("{problems:?}");
+        };
+        assert_eq!(object, "BGPPeer rack");
+        assert!(
+            sentence.contains("nodeSelector matches no Node"),
+            "{sentence}"
+        );
+    }
+
+    #[test]
     fn what_is_written_is_not_written_again() {
         let mut index = cluster();
         let yaml =
             format!("{KIND}metadata: {{name: all, uid: u, resourceVersion: '5'}}\nspec: {{}}");
         advertise(&mut index, &yaml);
-        let [change] = &changes(&index, at(7))[..] else {
+        let [change] = &changes(&index, at(7)).l2[..] else {
             panic!("one change");
         };
         assert_eq!(change.name, "all");
@@ -159,6 +258,6 @@ mod tests {
         written.status = serde_json::from_value(change.patch["status"].clone()).unwrap();
         let written = Object::L2Advertisement(Box::new(written));
         apply(&mut index, written, Kind::L2Advertisement, "all");
-        assert_eq!(changes(&index, at(99)), []);
+        assert!(changes(&index, at(99)).is_empty());
     }
 }

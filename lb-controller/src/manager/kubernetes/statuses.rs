@@ -15,6 +15,8 @@ use tokio::task::JoinHandle;
 use super::desk::REQUEST_TIMEOUT;
 use super::{advertisements, pools};
 use crate::api::address_pool::AddressPool;
+use crate::api::bgp_advertisement::BGPAdvertisement;
+use crate::api::bgp_peer::BGPPeer;
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::manager::core::Core;
 use crate::source::kubernetes::{causes, refusal};
@@ -82,10 +84,13 @@ impl Statuses {
         if pools.is_empty() && advertisements.is_empty() {
             return;
         }
+        let advertisements::Changes { l2, bgp, peers } = advertisements;
         let client = self.client.clone();
         self.writing = Some(tokio::spawn(async move {
             write::<AddressPool>(&client, pools).await;
-            write::<L2Advertisement>(&client, advertisements).await;
+            write::<L2Advertisement>(&client, l2).await;
+            write::<BGPAdvertisement>(&client, bgp).await;
+            write::<BGPPeer>(&client, peers).await;
         }));
     }
 

@@ -14,6 +14,8 @@ use serde::de::DeserializeOwned;
 
 use super::Decoded;
 use crate::api::address_pool::AddressPool;
+use crate::api::bgp_advertisement::BGPAdvertisement;
+use crate::api::bgp_peer::BGPPeer;
 use crate::api::l2_advertisement::L2Advertisement;
 use crate::api::load_balancer_node::LoadBalancerNode;
 use crate::api::node_drain::NodeDrain;
@@ -146,6 +148,8 @@ strip!(
     Namespace | namespace | strip_namespace(namespace),
     AddressPool,
     L2Advertisement,
+    BGPPeer,
+    BGPAdvertisement,
     NodeDrain,
     LoadBalancerNode,
     ServiceTable,

@@ -25,6 +25,10 @@ pub enum Wanted {
     AddressPools,
     /// All advertisements.
     L2Advertisements,
+    /// All routers that are told by BGP.
+    BGPPeers,
+    /// All advertisements by BGP.
+    BGPAdvertisements,
     /// All drains.
     NodeDrains,
     /// What all agents say of their nodes.
@@ -50,6 +54,8 @@ pub fn manager() -> Vec<Wanted> {
         Wanted::Pods,
         Wanted::AddressPools,
         Wanted::L2Advertisements,
+        Wanted::BGPPeers,
+        Wanted::BGPAdvertisements,
         Wanted::NodeDrains,
         Wanted::LoadBalancerNodes,
         Wanted::ServiceTables,
@@ -65,6 +71,8 @@ pub fn agent(node: &str, namespace: &str) -> Vec<Wanted> {
         Wanted::PodsOfNode(node.to_owned()),
         Wanted::AddressPools,
         Wanted::L2Advertisements,
+        Wanted::BGPPeers,
+        Wanted::BGPAdvertisements,
         Wanted::NodeDrains,
         Wanted::LoadBalancerNodes,
         Wanted::ServiceTables,
@@ -89,6 +97,8 @@ impl Wanted {
             Self::Pods | Self::PodsOfNode(_) => Kind::Pod,
             Self::AddressPools => Kind::AddressPool,
             Self::L2Advertisements => Kind::L2Advertisement,
+            Self::BGPPeers => Kind::BGPPeer,
+            Self::BGPAdvertisements => Kind::BGPAdvertisement,
             Self::NodeDrains => Kind::NodeDrain,
             Self::LoadBalancerNodes => Kind::LoadBalancerNode,
             Self::ServiceTables => Kind::ServiceTable,
@@ -106,6 +116,8 @@ impl Wanted {
             Self::Pods | Self::PodsOfNode(_) => "pods",
             Self::AddressPools => "addresspools.bowline.dev",
             Self::L2Advertisements => "l2advertisements.bowline.dev",
+            Self::BGPPeers => "bgppeers.bowline.dev",
+            Self::BGPAdvertisements => "bgpadvertisements.bowline.dev",
             Self::NodeDrains => "nodedrains.bowline.dev",
             Self::LoadBalancerNodes => "loadbalancernodes.bowline.dev",
             Self::ServiceTables => "servicetables.bowline.dev",
@@ -126,6 +138,8 @@ impl Wanted {
             | Self::PodsOfNode(_)
             | Self::AddressPools
             | Self::L2Advertisements
+            | Self::BGPPeers
+            | Self::BGPAdvertisements
             | Self::NodeDrains
             | Self::LoadBalancerNodes
             | Self::ServiceTables
@@ -146,6 +160,8 @@ impl Wanted {
             | Self::Namespaces
             | Self::AddressPools
             | Self::L2Advertisements
+            | Self::BGPPeers
+            | Self::BGPAdvertisements
             | Self::NodeDrains
             | Self::LoadBalancerNodes
             | Self::ServiceTables => None,
