@@ -73,7 +73,7 @@ pub(crate) fn lines(table: &Table) -> String {
 }
 
 /// Names and values, the values below each other.
-pub(crate) fn facts<const N: usize>(facts: &[(&str, String); N]) -> String {
+pub(crate) fn facts(facts: &[(&str, String)]) -> String {
     let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let lines = facts.iter().filter(|(_, value)| !value.is_empty());
     let lines = lines.map(|(name, value)| format!("{name:width$}  {value}\n"));

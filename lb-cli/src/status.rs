@@ -12,6 +12,8 @@ use crate::agent::Agent;
 use crate::output::{Output, Paint, facts, lines, parts, table};
 use crate::{Outcome, agent, units};
 
+mod routes;
+
 /// Asks the agent and prints its state. Unwell if it is not ready, or anything has a problem.
 pub(crate) fn run(agent: &Agent, output: Output) -> anyhow::Result<Outcome> {
     let status: Status = agent::get(agent, "/v1/status")?;
@@ -22,13 +24,16 @@ pub(crate) fn run(agent: &Agent, output: Output) -> anyhow::Result<Outcome> {
 }
 
 fn outcome(status: &Status) -> Outcome {
+    let birds = status.routes.iter().flat_map(|routes| &routes.bird);
+    let mut sessions = birds.flat_map(|bird| &bird.sessions);
     let well = status.ready
         && status.problems.is_empty()
         && status.next_hops_unresolved.is_empty()
         && status.services.failed == 0
         && status.services.pending == 0
         && status.sources.iter().all(|source| source.alive)
-        && status.interfaces.iter().all(|i| i.problem.is_none());
+        && status.interfaces.iter().all(|i| i.problem.is_none())
+        && sessions.all(|session| session.is_up);
     if well { Outcome::Well } else { Outcome::Unwell }
 }
 
@@ -55,6 +60,7 @@ fn show(status: &Status, now: Timestamp, paint: Paint) -> String {
         next_hops_unresolved,
         peers,
         announced,
+        routes,
         pins,
         retirements: leaving,
     } = status;
@@ -66,6 +72,9 @@ fn show(status: &Status, now: Timestamp, paint: Paint) -> String {
         next_hops(next_hops_unresolved),
         peer_table(peers),
         announcements(announced),
+        routes
+            .as_ref()
+            .map_or_else(String::new, |routes| routes::routes(routes, now)),
         pins.as_ref().map_or_else(String::new, pinned),
         retirements(leaving),
         maps(usage),
@@ -149,6 +158,11 @@ fn interfaces(interfaces: &[Interface]) -> String {
     lines(&rows)
 }
 
+/// How long ago it was. A clock that was set back gives zero.
+fn age(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(then)).unwrap_or_default()
+}
+
 fn source_table(sources: &[Source], now: Timestamp) -> String {
     let mut rows = table(["SOURCE", "WATCH", "LISTED", "APPLIED"]);
     for source in sources {
@@ -160,11 +174,7 @@ fn source_table(sources: &[Source], now: Timestamp) -> String {
         } = source;
         let ago = |then: &Option<Timestamp>| match then {
             None => "never".to_owned(),
-            Some(then) => {
-                // A clock that was set back gives an age of zero.
-                let age = Duration::try_from(now.duration_since(*then)).unwrap_or_default();
-                format!("{} ago", units::duration(age))
-            }
+            Some(then) => format!("{} ago", units::duration(age(*then, now))),
         };
         rows.add_row([
             name.clone(),
@@ -345,6 +355,10 @@ mod tests {
         "next_hops_unresolved": [{"node": "node-2", "address": "10.0.0.12", "reason": "no neighbour"}],
         "peers": [{"node": "node-2", "state": "agent-away", "for_seconds": 2}],
         "announced": [{"vip": "198.51.100.1", "interface": "eth0", "mac": "02:00:00:00:00:01"}],
+        "routes": {"table": 6081, "wanted": 2, "installed": 1, "bird": {"answers": true, "configured": true, "sessions": [
+            {"peer": "rack-a", "state": "Established", "is_up": true, "since": "2026-01-01T00:00:18Z", "exported": 1, "error": null},
+            {"peer": "rack-b", "state": "Active", "is_up": false, "since": null, "exported": 0, "error": "Socket: No route to host"}
+        ]}},
         "pins": {"own": 3, "held": 17, "written": "1700000000000/5", "missing": ["node-3"], "proposals": 1, "unpinned": 2,
             "refused": [{"name": "handshake", "packets": 4}], "streams": [
             {"node": "node-2", "up": true, "behind": 0, "records": 5, "snapshots": 1, "received": "1700000000009/14", "fault": null},
@@ -388,6 +402,13 @@ node-2  agent-away  2 s
 ANNOUNCED     INTERFACE  MAC
 198.51.100.1  eth0       02:00:00:00:00:01
 
+routes  1 in table 6081, which should have 2
+bird    does what peers and advertisements say
+
+BGP PEER  SESSION      FOR   TOLD  LAST ERROR
+rack-a    Established  42 s  1
+rack-b    Active       -     0     Socket: No route to host
+
 pins       3 own, 17 held, written up to 1700000000000/5
 waits for  pins of node-3
 hands off  flows for 1 tables that forget
@@ -420,6 +441,8 @@ held_back        3
         status.interfaces.pop();
         status.next_hops_unresolved.clear();
         status.services.pending = 0;
+        assert_eq!(outcome(&status), Outcome::Unwell, "a session is down");
+        status.routes = None;
         assert_eq!(outcome(&status), Outcome::Well);
         status.ready = false;
         assert_eq!(outcome(&status), Outcome::Unwell);

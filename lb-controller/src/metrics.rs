@@ -5,6 +5,8 @@ mod manager;
 
 mod pins;
 
+mod routes;
+
 use std::fmt::Error;
 use std::sync::Arc;
 
@@ -140,6 +142,7 @@ impl Collector for AgentScrape {
         let mut families = Families(encoder);
         node(&mut families, status)?;
         pins::pins(&mut families, status.pins.as_ref())?;
+        routes::routes(&mut families, status.routes.as_ref())?;
         traffic(&mut families, services, backends)?;
         self::work(&mut families, work)
     }

@@ -119,6 +119,14 @@ pub struct Options {
 }
 
 impl Options {
+    fn sizes(&self) -> Sizes {
+        Sizes {
+            flows: self.flows,
+            pins: self.pins,
+            ..Sizes::default()
+        }
+    }
+
     /// The table of routes to VIPs.
     fn route_table(&self) -> Option<u32> {
         let of_bird = self.bird_directory.as_ref().map(|_| TABLE_DEFAULT);
@@ -158,12 +166,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         Origin::Directory { .. } => None,
         Origin::Cluster => Some(options.cluster.client().await?),
     };
-    let sizes = Sizes {
-        flows: options.flows,
-        pins: options.pins,
-        ..Sizes::default()
-    };
-    let (dataplane, programs) = open_maps(&options.pin_dir, &sizes).await?;
+    let (dataplane, programs) = open_maps(&options.pin_dir, &options.sizes()).await?;
     // From here on the node says that it is alive, and not yet that it is fresh.
     let fresh = Fresh::default();
     let stamps = stamp_thread(dataplane.open_stamp()?, fresh.clone(), stop.clone())?;

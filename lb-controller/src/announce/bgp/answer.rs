@@ -99,10 +99,11 @@ pub fn sessions(reply: &Reply, names: &BTreeMap<String, String>) -> Vec<Session>
                 since,
                 ..Session::default()
             }));
-        } else if *code == DETAILS && is_ours {
-            if let Some(session) = sessions.last_mut() {
-                detail(session, line);
-            }
+        } else if *code == DETAILS
+            && is_ours
+            && let Some(session) = sessions.last_mut()
+        {
+            detail(session, line);
         }
     }
     sessions

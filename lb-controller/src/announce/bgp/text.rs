@@ -209,10 +209,8 @@ fn protocol(
     if let Some(seconds) = peer.keepalive_time {
         option(format!("keepalive time {seconds}"))?;
     }
-    option(match peer.graceful_restart {
-        true => "graceful restart on".to_owned(),
-        false => "graceful restart off".to_owned(),
-    })?;
+    let graceful = if peer.graceful_restart { "on" } else { "off" };
+    option(format!("graceful restart {graceful}"))?;
     if let Some(bfd) = peer.bfd {
         let (interval, multiplier) = (bfd.interval_milliseconds, bfd.multiplier);
         option(format!(
