@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
+use lb_controller::announce::bgp;
 use lb_controller::{agent, api, ask, manager, uninstall};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -42,6 +43,12 @@ enum Command {
     Detach(uninstall::Options),
     /// Asks the agent on this machine, and prints its answer.
     Admin(lb_controller::ask::Options),
+    /// Makes a configuration without sessions for BIRD if there is none, so that it can start before the agent.
+    BirdConfig {
+        /// Directory of the configuration: the agent's `--bird-directory`.
+        #[arg(long, value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Loads all programs without attaching them, and prints what the kernel's verifier says.
     Verify,
     /// Prints the definitions of our objects as YAML, as an API server takes them.
@@ -88,6 +95,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Manager(options) => block_on(|stop| manager::run(options, stop))?,
         Command::Agent(options) => block_on(|stop| agent::run(options, stop))?,
         Command::Detach(options) => block_on(|stop| uninstall::run(options, stop))?,
+        Command::BirdConfig { directory } => bgp::prepare(&directory)
+            .with_context(|| format!("{} can not be written", directory.display()))?,
         Command::Verify => agent::verify()?,
         Command::Crds { directory } => crds(directory.as_deref())?,
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use rig::image::{Files, Start, write};
 
-use crate::{lab, process};
+use crate::{lab, process, setup};
 
 /// Arguments of the task.
 #[derive(clap::Args)]
@@ -20,14 +20,20 @@ const BOWLINE: &str = "localhost/bowline:dev";
 /// Image of a server that says who it is: `lbctl lab-server`.
 const ECHO: &str = "localhost/bowline-echo:dev";
 
+/// Image of the routing daemon: Debian's.
+const BIRD: &str = "localhost/bowline-bird:dev";
+
 /// The archives that were written.
 pub(crate) struct Images {
     pub(crate) bowline: PathBuf,
     pub(crate) echo: PathBuf,
+    pub(crate) bird: PathBuf,
 }
 
 /// The task.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    // Said already; packing fails with its name.
+    setup::ensure(&[setup::BIRD]);
     let profile = if args.debug {
         "debug"
     } else {
@@ -37,6 +43,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let images = pack(profile)?;
     println!("{BOWLINE}: {}", images.bowline.display());
     println!("{ECHO}: {}", images.echo.display());
+    println!("{BIRD}: {}", images.bird.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -48,6 +55,7 @@ pub(crate) fn pack(profile: &str) -> anyhow::Result<Images> {
     let images = Images {
         bowline: out.join("bowline.tar"),
         echo: out.join("bowline-echo.tar"),
+        bird: out.join("bowline-bird.tar"),
     };
     let lbctl = built("lbctl");
 
@@ -67,6 +75,12 @@ pub(crate) fn pack(profile: &str) -> anyhow::Result<Images> {
         &files,
         &self::start(&["/usr/bin/lbctl", "lab-server"]),
     )?;
+
+    let mut files = base();
+    for program in ["/usr/sbin/bird", "/usr/sbin/birdcl"] {
+        files.program(program, Path::new(program))?;
+    }
+    write(&images.bird, BIRD, &files, &self::start(&["/usr/sbin/bird"]))?;
     Ok(images)
 }
 

@@ -13,6 +13,13 @@ pub(crate) struct Tool {
     purpose: &'static str,
 }
 
+/// The routing daemon, of nodes and of the router.
+pub(crate) const BIRD: Tool = Tool {
+    program: "bird",
+    package: "bird2",
+    purpose: "telling routers of VIPs",
+};
+
 /// What `cargo xtask test` uses beside the toolchain.
 const FOR_TESTS: &[Tool] = &[
     Tool {
@@ -25,11 +32,7 @@ const FOR_TESTS: &[Tool] = &[
         package: "tshark",
         purpose: "decoding golden packets",
     },
-    Tool {
-        program: "bird",
-        package: "bird2",
-        purpose: "telling routers of VIPs",
-    },
+    BIRD,
 ];
 
 /// What nodes of `cargo xtask cluster` are made of.
@@ -74,6 +77,7 @@ const FOR_CLUSTERS: &[Tool] = &[
         package: "ethtool",
         purpose: "cables between machines",
     },
+    BIRD,
 ];
 
 /// What `cargo xtask verifier --kernel` uses beside that.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use super::answer::{ANSWER_LENGTH_MAX, Reply, ReplyError, Session, sessions};
 use super::config::Config;
 use super::password::Password;
 use super::text::{Rendered, render};
+use crate::announce::routes::TABLE_DEFAULT;
 
 /// Name of the configuration in its directory.
 const CONFIG: &str = "bird.conf";
@@ -231,25 +233,56 @@ fn sentence(error: &Fault) -> String {
     }
 }
 
-/// Replaces the configuration, for root's eyes only: it has passwords.
+/// Replaces the configuration.
 fn write(directory: &Path, text: &str) -> io::Result<()> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(directory)?;
+    make(directory)?;
     let path = directory.join(CONFIG);
     if std::fs::read_to_string(&path).is_ok_and(|there| there == text) {
         return Ok(());
     }
     let new = directory.join("bird.conf.new");
+    create(&new, text)?;
+    std::fs::rename(new, path)
+}
+
+/// Makes a configuration without sessions if there is none, so that BIRD can start before an agent says what is wanted. One that is
+/// there stays: routers may be keeping routes for it.
+pub fn prepare(directory: &Path) -> io::Result<()> {
+    make(directory)?;
+    let nothing = Config {
+        table: TABLE_DEFAULT,
+        router_id: NOBODY,
+        peers: Vec::new(),
+    };
+    let new = directory.join("bird.conf.first");
+    create(&new, &render(&nothing, &BTreeMap::new()).text)?;
+    let linked = std::fs::hard_link(&new, directory.join(CONFIG));
+    std::fs::remove_file(new)?;
+    match linked {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The name of a BIRD that speaks with no router.
+const NOBODY: Ipv4Addr = Ipv4Addr::new(0, 0, 0, 1);
+
+fn make(directory: &Path) -> io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(directory)
+}
+
+/// Writes a file for root's eyes only: configurations have passwords.
+fn create(path: &Path, text: &str) -> io::Result<()> {
     // One that a predecessor has left may have other rights.
-    _ = std::fs::remove_file(&new);
+    _ = std::fs::remove_file(path);
     let mut options = std::fs::OpenOptions::new();
     let mut file = options
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(&new)?;
-    io::Write::write_all(&mut file, text.as_bytes())?;
-    std::fs::rename(new, path)
+        .open(path)?;
+    io::Write::write_all(&mut file, text.as_bytes())
 }
 
 /// Asks BIRD one question.

@@ -16,6 +16,6 @@ pub mod plan;
 mod text;
 
 pub use answer::{Reply, ReplyError, Session, sessions};
-pub use daemon::{AskError, ESTABLISHED, Settings, Told, ask, keep};
+pub use daemon::{AskError, ESTABLISHED, Settings, Told, ask, keep, prepare};
 pub use password::{Password, PasswordError};
 pub use text::{Rendered, render};

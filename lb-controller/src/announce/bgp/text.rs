@@ -113,6 +113,10 @@ fn head(text: &mut String, config: &Config, peers: &[&Peer]) -> fmt::Result {
     Ok(())
 }
 
+/// Routers keep routes so long while BIRD restarts: longer than a pod takes to be replaced, and no longer than that, since a node that
+/// is shut down looks the same at first.
+const RESTART_S: u32 = 60;
+
 /// A BIRD that was restarted waits this long for routers before it tells them that it has told all. They tell nothing.
 const RECOVERY_S: u32 = 10;
 
@@ -209,8 +213,12 @@ fn protocol(
     if let Some(seconds) = peer.keepalive_time {
         option(format!("keepalive time {seconds}"))?;
     }
-    let graceful = if peer.graceful_restart { "on" } else { "off" };
-    option(format!("graceful restart {graceful}"))?;
+    if peer.graceful_restart {
+        option("graceful restart on".to_owned())?;
+        option(format!("graceful restart time {RESTART_S}"))?;
+    } else {
+        option("graceful restart off".to_owned())?;
+    }
     if let Some(bfd) = peer.bfd {
         let (interval, multiplier) = (bfd.interval_milliseconds, bfd.multiplier);
         option(format!(

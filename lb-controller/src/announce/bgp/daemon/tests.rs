@@ -208,3 +208,23 @@ async fn nothing_is_written_before_something_is_wanted() {
     stop.cancel();
     keeping.await.unwrap();
 }
+
+#[test]
+fn a_bird_can_start_before_its_agent_and_what_is_there_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let directory = dir.path().join("bird");
+    prepare(&directory).unwrap();
+    let path = directory.join(CONFIG);
+    let first = std::fs::read_to_string(&path).unwrap();
+    assert!(first.contains("protocol device") && !first.contains("protocol bgp"));
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&directory), mode(&path)), (0o700, 0o600));
+    write(&directory, "router id 192.0.2.1;").unwrap();
+    prepare(&directory).unwrap();
+    assert_eq!(
+        std::fs::read_to_string(&path).unwrap(),
+        "router id 192.0.2.1;"
+    );
+    let names = std::fs::read_dir(&directory).unwrap();
+    assert_eq!(names.count(), 1, "nothing else is left");
+}
