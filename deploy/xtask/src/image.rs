@@ -80,7 +80,12 @@ pub(crate) fn pack(profile: &str) -> anyhow::Result<Images> {
     for program in ["/usr/sbin/bird", "/usr/sbin/birdcl"] {
         files.program(program, Path::new(program))?;
     }
-    write(&images.bird, BIRD, &files, &self::start(&["/usr/sbin/bird"]))?;
+    write(
+        &images.bird,
+        BIRD,
+        &files,
+        &self::start(&["/usr/sbin/bird"]),
+    )?;
     Ok(images)
 }
 

@@ -1,7 +1,7 @@
 //! `cargo xtask cluster demo` and `test`: Bowline on a real cluster, and its promises held up to it.
 //!
 //! ```text
-//! mod (start and end) → steps → {world, client, objects, kernel} → rig
+//! mod (start and end) → steps → {world, client, objects, kernel, router} → rig
 //!        │                 └──▶ summary
 //!        └──▶ {diagnosis, owned}
 //! ```
@@ -12,6 +12,7 @@ mod diagnosis;
 mod kernel;
 mod objects;
 mod owned;
+mod router;
 mod steps;
 mod summary;
 mod world;
@@ -36,7 +37,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 3)]
     nodes: u8,
     /// Every measurement in its long form: 20 first bytes, 20 power cuts, ten minutes without the API server, pairs of
-    /// events five times
+    /// events five times, every node drained
     #[arg(long)]
     long: bool,
     /// Steps to run; installing and removing are always done
@@ -73,6 +74,7 @@ enum Step {
     ScaleUpAgentRestart,
     RolloutCutOff,
     Drain,
+    Routed,
 }
 
 /// What is told.
@@ -95,7 +97,7 @@ impl Form {
     fn steps(self) -> &'static [Step] {
         use Step::{
             AgentRestart, ApiAway, Connections, Drain, FirstByte, Local, PowerCut, Rollout,
-            RolloutCutOff, RolloutPowerCut, ScaleUpAgentRestart,
+            RolloutCutOff, RolloutPowerCut, Routed, ScaleUpAgentRestart,
         };
         match self {
             Self::Demo => &[FirstByte, Connections, Rollout, PowerCut],
@@ -111,6 +113,7 @@ impl Form {
                 ScaleUpAgentRestart,
                 RolloutCutOff,
                 Drain,
+                Routed,
             ],
         }
     }
@@ -123,13 +126,18 @@ struct Amount {
     power_cuts: u32,
     api_away: Duration,
     meetings: u32,
+    routed_drains: u8,
 }
+
+/// Every node.
+const ALL: u8 = u8::MAX;
 
 const SHORT: Amount = Amount {
     first_bytes: 5,
     power_cuts: 5,
     api_away: Duration::from_mins(1),
     meetings: 1,
+    routed_drains: 1,
 };
 
 const LONG: Amount = Amount {
@@ -137,6 +145,7 @@ const LONG: Amount = Amount {
     power_cuts: 20,
     api_away: Duration::from_mins(10),
     meetings: 5,
+    routed_drains: ALL,
 };
 
 /// The task.
@@ -239,6 +248,7 @@ fn steps(
             }
             Step::RolloutCutOff => steps::rollout_cut_off(world, amount.meetings, summary),
             Step::Drain => steps::drain(world, amount.meetings, summary),
+            Step::Routed => steps::routed(world, amount.routed_drains.min(world.nodes), summary),
         };
         // The other steps have their own promises to hold.
         if let Err(error) = done {

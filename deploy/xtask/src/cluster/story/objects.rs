@@ -6,6 +6,8 @@ use authority::handoff::Files;
 use rig::cluster::plan;
 use serde_json::{Map, Value, json};
 
+use super::router;
+
 /// Pods of the Service `web` that a rollout replaces.
 pub(super) const WEB_PODS: u32 = 10;
 /// Pods of the Service `web` that stay.
@@ -18,6 +20,20 @@ pub(super) const WEB: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(172, 30, 0, 130)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 1, 0x130)),
 ];
+
+/// VIPs that a router learns by BGP.
+pub(super) const ROUTED: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(172, 29, 0, 1)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x29, 0, 0, 0, 0, 0, 1)),
+];
+
+/// What nodes say of them.
+pub(super) const COMMUNITY: &str = "64501:100";
+
+/// TCP of the Service `routed`, over both families.
+pub(super) fn routed_tcp() -> [SocketAddr; 2] {
+    ROUTED.map(|vip| SocketAddr::new(vip, 80))
+}
 
 /// TCP of the Service `web`, over both families.
 pub(super) fn web_tcp() -> [SocketAddr; 2] {
@@ -51,6 +67,42 @@ pub(super) fn addresses() -> Value {
             "metadata": { "name": "story" },
             "spec": { "pools": ["story"] },
         }),
+    ])
+}
+
+/// A pool in no network of the nodes, the router that is told of it, and a Service with addresses of it for the pods of `web`.
+pub(super) fn routed() -> Value {
+    let object = |kind: &str, name: &str, spec: Value| {
+        json!({
+            "apiVersion": "bowline.dev/v1alpha1",
+            "kind": kind,
+            "metadata": { "name": name, "labels": { "story": "routed" } },
+            "spec": spec,
+        })
+    };
+    let peer = |name: &str, address: IpAddr| {
+        let spec = json!({
+            "peerAddress": address,
+            "peerASN": router::ROUTER_AS,
+            "myASN": router::NODES_AS,
+            "bfd": {},
+        });
+        object("BGPPeer", name, spec)
+    };
+    let [four, six] = ROUTED;
+    let pool = json!({ "addresses": [format!("{four}/32"), format!("{six}/128")] });
+    let mut service = service("routed", &format!("{four},{six}"));
+    service["spec"]["ipFamilyPolicy"] = "RequireDualStack".into();
+    list(&[
+        object("AddressPool", "routed", pool),
+        peer("router4", plan::ROUTER.0.into()),
+        peer("router6", plan::ROUTER.1.into()),
+        object(
+            "BGPAdvertisement",
+            "routed",
+            json!({ "pools": ["routed"], "communities": [COMMUNITY] }),
+        ),
+        service,
     ])
 }
 

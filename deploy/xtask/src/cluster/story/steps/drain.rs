@@ -1,12 +1,13 @@
-//! The announcer is drained while its pods are evicted and all others roll, loses its power as soon as that is safe, and comes back.
+//! A node is drained while its pods are evicted and all others roll, loses its power as soon as that is safe, and comes back.
 
+use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rig::cluster::plan;
 use serde::Deserialize;
 
-use super::super::objects::WEB;
+use super::super::objects::{WEB, web_tcp};
 use super::super::summary::Summary;
 use super::super::world::World;
 use super::meetings::{self, Load};
@@ -39,49 +40,62 @@ pub(in super::super) fn drain(
     summary: &mut Summary,
 ) -> anyhow::Result<()> {
     for _ in 0..times {
-        let load = Load::begin(world)?;
         let node = world.must_announcer(WEB[0])?;
-        let name = plan::node_name(node);
-        // Those of the node are evicted.
-        let living = meetings::uids(world, "stay", Some(node))?;
-        let began = Instant::now();
-        let mut told = Ok(String::new());
-        let met = meetings::at_once(
-            || meetings::at_once(|| evict(world, &name), || meetings::restart(world)),
-            || {
-                told = lbctl(world, &[&["drain", &name], &DRAIN[..]].concat());
-                Ok(())
-            },
-        );
-        let met = met.and(told).and_then(|text| {
-            let drained: Drained = serde_json::from_str(&text)?;
-            world.cluster.cut_power(&world.cluster.node(node))?;
-            sleep(DARK);
-            Ok(drained)
-        });
-        // The next steps need a whole cluster, whatever has failed.
-        world.cluster.up(world.nodes)?;
-        world.wait_for_agents()?;
-        let kept = world.announcer(WEB[0])? != Some(node);
-        world.kubectl(&format!("uncordon {name}"))?;
-        lbctl(world, &["undrain", &name, "--wait"])?;
-        world.rolled_out("deployment/web")?;
-        world.programmed("web")?;
-        let (new, held) = load.end(&living)?;
-        let drained = met?;
-        summary.note(
-            "the announcer is drained while its pods are evicted and all roll",
-            drained.safe_to_reboot && kept,
-            format!(
-                "safe to reboot after {} ms ({} s with what came before), {} connections handed off",
-                drained.duration_ms,
-                began.elapsed().as_secs(),
-                drained.connections.handed_off
-            ),
-        );
-        meetings::judge("  and powered off, and on again", &held, summary);
-        meetings::judge_new(&new, summary);
+        let has_left = || Ok(world.announcer(WEB[0])? != Some(node));
+        one(world, node, &web_tcp(), has_left, summary)?;
     }
+    Ok(())
+}
+
+/// Drains a node, powers it off and on, and uses it again; nothing may be sent there in between.
+pub(super) fn one(
+    world: &World,
+    node: u8,
+    to: &[SocketAddr],
+    has_left: impl Fn() -> anyhow::Result<bool>,
+    summary: &mut Summary,
+) -> anyhow::Result<()> {
+    let load = Load::on(world, to)?;
+    let name = plan::node_name(node);
+    // Those of the node are evicted.
+    let living = meetings::uids(world, "stay", Some(node))?;
+    let began = Instant::now();
+    let mut told = Ok(String::new());
+    let met = meetings::at_once(
+        || meetings::at_once(|| evict(world, &name), || meetings::restart(world)),
+        || {
+            told = lbctl(world, &[&["drain", &name], &DRAIN[..]].concat());
+            Ok(())
+        },
+    );
+    let met = met.and(told).and_then(|text| {
+        let drained: Drained = serde_json::from_str(&text)?;
+        world.cluster.cut_power(&world.cluster.node(node))?;
+        sleep(DARK);
+        Ok(drained)
+    });
+    // The next steps need a whole cluster, whatever has failed.
+    world.cluster.up(world.nodes)?;
+    world.wait_for_agents()?;
+    let stayed_away = has_left()?;
+    world.kubectl(&format!("uncordon {name}"))?;
+    lbctl(world, &["undrain", &name, "--wait"])?;
+    world.rolled_out("deployment/web")?;
+    world.programmed("web")?;
+    let (new, held) = load.end(&living)?;
+    let drained = met?;
+    summary.note(
+        &format!("{name} is drained while its pods are evicted and all roll"),
+        drained.safe_to_reboot && stayed_away,
+        format!(
+            "safe to reboot after {} ms ({} s with what came before), {} connections handed off",
+            drained.duration_ms,
+            began.elapsed().as_secs(),
+            drained.connections.handed_off
+        ),
+    );
+    meetings::judge("  and powered off, and on again", &held, summary);
+    meetings::judge_new(&new, summary);
     Ok(())
 }
 

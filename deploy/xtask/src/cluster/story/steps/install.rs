@@ -15,12 +15,12 @@ pub(in super::super) fn install(
     images: &image::Images,
     summary: &mut Summary,
 ) -> anyhow::Result<()> {
-    for archive in [&images.bowline, &images.echo] {
+    for archive in [&images.bowline, &images.echo, &images.bird] {
         world.cluster.load(archive)?;
     }
     certify(world)?;
     let start = Instant::now();
-    world.apply_directory(&process::workspace().join("deploy/kustomize"))?;
+    world.apply_directory(&process::workspace().join("deploy/bgp"))?;
     world.kubectl("wait crd --all --for=condition=Established --timeout=30s")?;
     world.apply(&objects::addresses())?;
     world.apply(&objects::list(&[
@@ -28,7 +28,11 @@ pub(in super::super) fn install(
         objects::deployment("stay", objects::STAY_PODS),
         objects::web("Cluster"),
     ]))?;
-    for what in ["daemonset/bowline-agent", "deployment/bowline-manager"] {
+    for what in [
+        "daemonset/bowline-agent",
+        "daemonset/bowline-bird",
+        "deployment/bowline-manager",
+    ] {
         world.rolled_out(&format!("--namespace {NAMESPACE} {what}"))?;
     }
     for what in ["deployment/web", "deployment/stay"] {

@@ -2,6 +2,7 @@
 //! node that hears nothing of the API server, and more pods beside an agent that is replaced.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -38,14 +39,14 @@ pub(super) struct Load {
 
 impl Load {
     pub(super) fn begin(world: &World) -> anyhow::Result<Self> {
-        world.calm(&web_tcp())?;
-        let mut sessions =
-            world.client(&["sessions", "--count", &SESSIONS.to_string()], &web_tcp())?;
+        Self::on(world, &web_tcp())
+    }
+
+    pub(super) fn on(world: &World, to: &[SocketAddr]) -> anyhow::Result<Self> {
+        world.calm(to)?;
+        let mut sessions = world.client(&["sessions", "--count", &SESSIONS.to_string()], to)?;
         sessions.begun(ANSWER_LIMIT)?;
-        let steady = world.client(
-            &["steady", "--per-second", &PER_SECOND.to_string()],
-            &web_tcp(),
-        )?;
+        let steady = world.client(&["steady", "--per-second", &PER_SECOND.to_string()], to)?;
         sleep(Duration::from_secs(1));
         Ok(Self { sessions, steady })
     }

@@ -9,6 +9,7 @@ mod install;
 mod meetings;
 mod remove;
 mod rollout;
+mod routed;
 
 pub(super) use api_away::api_away;
 pub(super) use connections::connections;
@@ -19,6 +20,7 @@ pub(super) use install::install;
 pub(super) use meetings::{rollout_cut_off, rollout_power_cut, scale_up_agent_restart};
 pub(super) use remove::{remove, uninstall};
 pub(super) use rollout::rollout;
+pub(super) use routed::routed;
 
 use std::time::Duration;
 

@@ -1,0 +1,124 @@
+//! BIRD on the router of the cluster's network: takes what nodes tell it, and spreads flows over all that are equally good.
+
+use std::fs::File;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rig::Machine;
+use rig::cluster::plan;
+
+use super::world::World;
+use crate::process;
+
+/// Autonomous systems of the router and of the nodes.
+pub(super) const ROUTER_AS: u32 = 64_500;
+pub(super) const NODES_AS: u32 = 64_501;
+
+/// Nodes are heard from their whole network. Those that ask to be used last (RFC 8326) are.
+const CONFIG: &str = r#"router id ROUTER4;
+log stderr all;
+protocol device {}
+protocol bfd { accept direct; interface "*" { interval 100 ms; multiplier 3; }; }
+protocol kernel { merge paths on; ipv4 { import none; export where source = RTS_BGP; }; }
+protocol kernel { merge paths on; ipv6 { import none; export where source = RTS_BGP; }; }
+filter from_nodes {
+    if (65535, 0) ~ bgp_community then bgp_local_pref = 0;
+    accept;
+}
+template bgp nodes {
+    local as ROUTER_AS;
+    bfd on;
+}
+protocol bgp nodes4 from nodes {
+    neighbor range 172.30.0.0/24 as NODES_AS;
+    dynamic name "node4_";
+    ipv4 { import filter from_nodes; export none; };
+}
+protocol bgp nodes6 from nodes {
+    neighbor range fd00:30::/64 as NODES_AS;
+    dynamic name "node6_";
+    ipv6 { import filter from_nodes; export none; };
+}
+"#;
+
+/// An answer of a daemon on this machine.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// The routing daemon; ends when dropped, and its routes with it.
+pub(super) struct Router {
+    machine: Machine,
+    bird: Child,
+}
+
+impl Router {
+    pub(super) fn start(world: &World) -> anyhow::Result<Self> {
+        let machine = world.cluster.fabric();
+        let config = CONFIG
+            .replace("ROUTER4", &plan::ROUTER.0.to_string())
+            .replace("ROUTER_AS", &ROUTER_AS.to_string())
+            .replace("NODES_AS", &NODES_AS.to_string());
+        let path = machine.directory().join("bird.conf");
+        std::fs::write(&path, config).with_context(|| format!("write {}", path.display()))?;
+        // By ports too: connections of one client are spread.
+        for family in ["ipv4", "ipv6"] {
+            let policy = format!("echo 1 >/proc/sys/net/{family}/fib_multipath_hash_policy");
+            process::output(machine.on_network("sh").args(["-euc", &policy]))?;
+        }
+        let log = machine.directory().join("bird.log");
+        let log = File::create(&log).with_context(|| format!("write {}", log.display()))?;
+        let mut command = machine.on_network("bird");
+        command.args(["-f", "-c"]).arg(&path);
+        command.arg("-s").arg(machine.directory().join(SOCKET));
+        let bird = command.stdin(Stdio::null()).stderr(log).spawn();
+        Ok(Self {
+            bird: bird.context("start bird (Debian package bird2)")?,
+            machine,
+        })
+    }
+
+    /// How many nodes a VIP's packets are sent to.
+    pub(super) fn paths(&self, vip: IpAddr) -> anyhow::Result<usize> {
+        let family = if vip.is_ipv4() { "-4" } else { "-6" };
+        let mut ip = self.machine.on_network("ip");
+        let shown = process::output(ip.args([family, "route", "show", &vip.to_string()]))?;
+        Ok(shown.matches("via ").count())
+    }
+
+    /// Sessions that are up, each with its name and since when.
+    pub(super) fn sessions(&self) -> anyhow::Result<Vec<String>> {
+        let shown = self.ask(&["show", "protocols"])?;
+        let up = shown.lines().filter(|line| line.contains("Established"));
+        Ok(up.map(str::to_owned).collect())
+    }
+
+    /// What it was told of a VIP.
+    pub(super) fn told(&self, vip: IpAddr) -> anyhow::Result<String> {
+        self.ask(&["show", "route", "all", "for", &vip.to_string()])
+    }
+
+    fn ask(&self, words: &[&str]) -> anyhow::Result<String> {
+        let mut birdc = std::process::Command::new("birdc");
+        birdc.arg("-s").arg(self.socket()).args(words);
+        process::output_within(&mut birdc, ANSWER_LIMIT)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.machine.directory().join(SOCKET)
+    }
+}
+
+/// Where it is asked, in the directory of its machine.
+const SOCKET: &str = "bird.ctl";
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        // It takes its routes out when it ends by itself. It has ended already if something went wrong.
+        _ = kill(Pid::from_raw(self.bird.id().cast_signed()), Signal::SIGTERM);
+        _ = self.bird.wait();
+    }
+}
