@@ -57,7 +57,7 @@ pub fn facts(index: &Index, vips: &Tabled, is_live: impl Fn(&str) -> bool) -> Fa
 }
 
 /// Nodes that could announce, whether they live or not.
-pub(super) fn announcers(index: &Index) -> impl Iterator<Item = Node> {
+pub(in crate::announce) fn announcers(index: &Index) -> impl Iterator<Item = Node> {
     index
         .balancers()
         .filter(|balancer| balancer.spec.role != NodeRole::Owner)

@@ -49,7 +49,7 @@ pub struct BGPAdvertisementSpec {
     pub peers: Vec<String>,
     /// Communities (RFC 1997) of the routes, such as `64500:100`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "Vec<String>", length(max = 64), inner(regex(pattern = COMMUNITY_PATTERN)))]
+    #[schemars(with = "Vec<String>", length(max = 32), inner(length(max = 11), regex(pattern = COMMUNITY_PATTERN)))]
     #[schemars(extend("x-kubernetes-validations" = [{
         "rule": "self.all(c, c.split(':').all(n, int(n) <= 65535))",
         "message": "each community must be two numbers up to 65535, such as 64500:100",
@@ -57,7 +57,7 @@ pub struct BGPAdvertisementSpec {
     pub communities: Vec<Community>,
     /// Large communities (RFC 8092) of the routes, such as `64500:1:2`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "Vec<String>", length(max = 64), inner(regex(pattern = LARGE_COMMUNITY_PATTERN)))]
+    #[schemars(with = "Vec<String>", length(max = 32), inner(length(max = 32), regex(pattern = LARGE_COMMUNITY_PATTERN)))]
     #[schemars(extend("x-kubernetes-validations" = [{
         "rule": "self.all(c, c.split(':').all(n, int(n) <= 4294967295))",
         "message": "each large community must be three numbers up to 4294967295, such as 64500:1:2",

@@ -13,9 +13,11 @@ pub mod config;
 mod daemon;
 mod password;
 pub mod plan;
+mod tellers;
 mod text;
 
 pub use answer::{Reply, ReplyError, Session, sessions};
 pub use daemon::{AskError, ESTABLISHED, Settings, Told, ask, keep, prepare};
 pub use password::{Password, PasswordError};
+pub use tellers::tellers;
 pub use text::{Rendered, render};

@@ -1,9 +1,10 @@
 //! What there is to know before a node is drained.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use super::Look;
-use crate::announce::{choose, facts};
+use crate::announce::{bgp, choose, facts};
 use crate::api::node_drain::{Finding, Phase, Receiver};
 use crate::model::drain::named;
 
@@ -71,12 +72,18 @@ fn unannounced(node: &str, phases: &BTreeMap<String, Phase>, look: &Look<'_>) ->
             .get(name)
             .is_some_and(|phase| phase.has_reached(Phase::Deprefer))
     };
-    let mut facts = facts::facts(index, &tabled, |name| !is_out(name));
-    let now = choose::choose(&facts.vips, &facts.nodes, &facts.from);
-    facts.nodes.retain(|one| *one.name != *node);
-    let then = choose::choose(&facts.vips, &facts.nodes, &facts.from);
-    let lost = now.keys().filter(|vip| !then.contains_key(*vip));
-    lost.map(ToString::to_string).collect()
+    let announced = |is_live: &dyn Fn(&str) -> bool| {
+        let facts = facts::facts(index, &tabled, is_live);
+        let by_arp = choose::choose(&facts.vips, &facts.nodes, &facts.from);
+        let by_bgp = bgp::tellers(index, &tabled, is_live);
+        by_arp
+            .into_keys()
+            .chain(by_bgp.into_keys())
+            .collect::<BTreeSet<IpAddr>>()
+    };
+    let now = announced(&|name| !is_out(name));
+    let then = announced(&|name| !is_out(name) && name != node);
+    now.difference(&then).map(ToString::to_string).collect()
 }
 
 fn blocks(message: String) -> Finding {

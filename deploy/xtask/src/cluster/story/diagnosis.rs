@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::router;
 use super::world::{NAMESPACE, World};
 use crate::process;
 
@@ -37,10 +38,13 @@ pub(super) fn of(world: &World) -> String {
         }
         let title = format!("lbctl --node {node} status");
         part(&title, status(world, &node));
-        for component in ["agent", "manager"] {
+        for component in ["agent", "manager", "bird"] {
             let title = format!("log of the {component} on {node}");
             part(&title, log(world, index, component));
         }
+    }
+    if let Ok(log) = std::fs::read_to_string(world.cluster.fabric().directory().join(router::LOG)) {
+        part("log of the router's BIRD", Ok(log));
     }
     text
 }

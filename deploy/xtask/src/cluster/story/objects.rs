@@ -85,7 +85,7 @@ pub(super) fn routed() -> Value {
             "peerAddress": address,
             "peerASN": router::ROUTER_AS,
             "myASN": router::NODES_AS,
-            "bfd": {},
+            "bfd": { "intervalMilliseconds": router::BFD_INTERVAL_MS },
         });
         object("BGPPeer", name, spec)
     };

@@ -1,5 +1,6 @@
 //! BIRD on the router of the cluster's network: takes what nodes tell it, and spreads flows over all that are equally good.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -19,11 +20,15 @@ use crate::process;
 pub(super) const ROUTER_AS: u32 = 64_500;
 pub(super) const NODES_AS: u32 = 64_501;
 
+/// Three missing in a row are a dead node: less than a second, and more than a machine with two processors makes a daemon wait while
+/// three nodes of a cluster boot on it.
+pub(super) const BFD_INTERVAL_MS: u32 = 300;
+
 /// Nodes are heard from their whole network. Those that ask to be used last (RFC 8326) are.
 const CONFIG: &str = r#"router id ROUTER4;
 log stderr all;
 protocol device {}
-protocol bfd { accept direct; interface "*" { interval 100 ms; multiplier 3; }; }
+protocol bfd { accept direct; interface "*" { interval INTERVAL ms; multiplier 3; }; }
 protocol kernel { merge paths on; ipv4 { import none; export where source = RTS_BGP; }; }
 protocol kernel { merge paths on; ipv6 { import none; export where source = RTS_BGP; }; }
 filter from_nodes {
@@ -60,6 +65,7 @@ impl Router {
         let machine = world.cluster.fabric();
         let config = CONFIG
             .replace("ROUTER4", &plan::ROUTER.0.to_string())
+            .replace("INTERVAL", &BFD_INTERVAL_MS.to_string())
             .replace("ROUTER_AS", &ROUTER_AS.to_string())
             .replace("NODES_AS", &NODES_AS.to_string());
         let path = machine.directory().join("bird.conf");
@@ -69,7 +75,7 @@ impl Router {
             let policy = format!("echo 1 >/proc/sys/net/{family}/fib_multipath_hash_policy");
             process::output(machine.on_network("sh").args(["-euc", &policy]))?;
         }
-        let log = machine.directory().join("bird.log");
+        let log = machine.directory().join(LOG);
         let log = File::create(&log).with_context(|| format!("write {}", log.display()))?;
         let mut command = machine.on_network("bird");
         command.args(["-f", "-c"]).arg(&path);
@@ -89,11 +95,19 @@ impl Router {
         Ok(shown.matches("via ").count())
     }
 
-    /// Sessions that are up, each with its name and since when.
-    pub(super) fn sessions(&self) -> anyhow::Result<Vec<String>> {
-        let shown = self.ask(&["show", "protocols"])?;
-        let up = shown.lines().filter(|line| line.contains("Established"));
-        Ok(up.map(str::to_owned).collect())
+    /// Both ends of each session's connection: another one is another session.
+    pub(super) fn sessions(&self) -> anyhow::Result<BTreeSet<String>> {
+        let mut ss = self.machine.on_network("ss");
+        ss.args(["-Htn", "state", "established", "sport", "=", ":179"]);
+        let shown = process::output(&mut ss)?;
+        // Two columns about queues are before them.
+        let ends = |line: &str| {
+            line.split_whitespace()
+                .skip(2)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        Ok(shown.lines().map(ends).collect())
     }
 
     /// What it was told of a VIP.
@@ -114,6 +128,8 @@ impl Router {
 
 /// Where it is asked, in the directory of its machine.
 const SOCKET: &str = "bird.ctl";
+/// What it says there.
+pub(super) const LOG: &str = "bird.log";
 
 impl Drop for Router {
     fn drop(&mut self) {

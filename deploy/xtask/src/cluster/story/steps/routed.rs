@@ -109,11 +109,7 @@ fn survives(world: &World, router: &Router, summary: &mut Summary) -> anyhow::Re
         if before == after {
             format!("{sessions} sessions, {} s", took.as_secs())
         } else {
-            format!(
-                "before:\n{}\nafter:\n{}",
-                before.join("\n"),
-                after.join("\n")
-            )
+            format!("before {before:?}, after {after:?}")
         },
     );
     world.calm(&objects::routed_tcp())
