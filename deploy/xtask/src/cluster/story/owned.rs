@@ -20,7 +20,7 @@ impl Owned {
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGINT);
         signals.add(Signal::SIGTERM);
-        // Threads that are started later inherit the mask; programs do not.
+        // Threads that are started later inherit the mask, and programs too: none of them is ended by these signals.
         if signals.thread_block().is_ok() {
             let name = name.to_owned();
             // Not joined: it waits for something that may never come.

@@ -8,8 +8,6 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use rig::Machine;
 use rig::cluster::plan;
 
@@ -77,8 +75,10 @@ impl Router {
         }
         let log = machine.directory().join(LOG);
         let log = File::create(&log).with_context(|| format!("write {}", log.display()))?;
-        let mut command = machine.on_network("bird");
-        command.args(["-f", "-c"]).arg(&path);
+        // It ends with us, however we end.
+        let mut command = machine.on_network("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", "bird", "-f", "-c"]);
+        command.arg(&path);
         command.arg("-s").arg(machine.directory().join(SOCKET));
         let bird = command.stdin(Stdio::null()).stderr(log).spawn();
         Ok(Self {
@@ -133,8 +133,11 @@ pub(super) const LOG: &str = "bird.log";
 
 impl Drop for Router {
     fn drop(&mut self) {
-        // It takes its routes out when it ends by itself. It has ended already if something went wrong.
-        _ = kill(Pid::from_raw(self.bird.id().cast_signed()), Signal::SIGTERM);
+        // It takes its routes out when it is asked to end. SIGTERM would not reach it: programs inherit what this one blocks.
+        if self.ask(&["down"]).is_err() {
+            // It has ended already if something went wrong.
+            _ = self.bird.kill();
+        }
         _ = self.bird.wait();
     }
 }
