@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail, ensure};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::PostParams;
 use kube::{Api, Client};
-use lb_controller::manager;
+use lb_controller::manager::{self, draining};
 use lb_controller::source::kubernetes;
 use rig::{ControlPlane, Options, User};
 use tokio_util::sync::CancellationToken;
@@ -73,7 +73,7 @@ async fn run(scale: Scale, changes: u32, dir: &PinDir) -> anyhow::Result<Found> 
     let user = User::service_account(SYSTEM, "bowline-manager");
     let options = manager::Options {
         handoff: lb_controller::handoff::Options::default(),
-        max_concurrent_drains: 1,
+        drains: draining::Options::default(),
         manifests: None,
         cluster: kubernetes::Cluster {
             kubeconfig: Some(plane.kubeconfig(&user)?),

@@ -36,7 +36,7 @@ use self::statuses::Statuses;
 use super::agents::{self, Agents, hear};
 use super::answers::{Found, Shared};
 use super::core::{Core, Requests, Settings};
-use super::{SLEEP_MAX, tell};
+use super::{SLEEP_MAX, draining, tell};
 use crate::admin::Problem;
 use crate::handoff::Others;
 use crate::handoff::manager::Heard;
@@ -57,7 +57,7 @@ pub(super) async fn run(
     namespace: String,
     identity: String,
     agents: Option<Agents>,
-    concurrent: u16,
+    drains: draining::Options,
     shared: &Shared,
     stop: &CancellationToken,
 ) {
@@ -82,7 +82,7 @@ pub(super) async fn run(
         balancers_changed: false,
         desk: Desk::new(client.clone(), notes.clone()),
         statuses: Statuses::new(client.clone()),
-        drains: Drains::new(client.clone(), concurrent),
+        drains: Drains::new(client.clone(), &drains),
         client,
         namespace,
         watches,
@@ -151,6 +151,7 @@ impl Shell {
                 self.retire(&mut heard, now, wall);
                 self.drains
                     .work(&self.core, self.agents.as_mut(), &self.notes, wall);
+                self.drains.heed(&self.core);
                 self.desk.pump(&self.core, now);
                 self.statuses.work(&self.core, now, wall);
             }

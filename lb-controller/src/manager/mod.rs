@@ -6,7 +6,7 @@
 mod agents;
 mod answers;
 pub mod core;
-mod draining;
+pub mod draining;
 pub mod kubernetes;
 mod retiring;
 pub mod standalone;
@@ -56,9 +56,9 @@ pub struct Options {
     /// Where the admin answers (of a manager: status) are given; nowhere if not given.
     #[arg(long, value_name = "PATH")]
     pub admin_socket: Option<PathBuf>,
-    /// Nodes that may be drained at once; others wait for their turn.
-    #[arg(long, value_name = "N", default_value_t = draining::CONCURRENT_DEFAULT, value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub max_concurrent_drains: u16,
+    /// How nodes are drained.
+    #[command(flatten)]
+    pub drains: draining::Options,
     /// Whether histories are retired.
     #[command(flatten)]
     pub handoff: handoff::Options,
@@ -87,14 +87,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let certificates = options.handoff.certificates.as_deref();
     let agents = certificates.map(|place| Agents::start(place, Times::default(), &stop));
     if let Some(manifests) = &options.manifests {
-        standalone(
-            manifests,
-            agents,
-            options.max_concurrent_drains,
-            &shared,
-            &stop,
-        )
-        .await?;
+        standalone(manifests, agents, options.drains.concurrent, &shared, &stop).await?;
     } else {
         let client = options.cluster.client().await?;
         let identity = options.identity.unwrap_or_else(|| {
@@ -106,10 +99,8 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         let Cluster { namespace, .. } = options.cluster;
         tracing::info!(namespace, identity, "manager starts");
         tell_without(agents.as_ref());
-        let concurrent = options.max_concurrent_drains;
-        let work = kubernetes::run(
-            client, namespace, identity, agents, concurrent, &shared, &stop,
-        );
+        let drains = options.drains;
+        let work = kubernetes::run(client, namespace, identity, agents, drains, &shared, &stop);
         Box::pin(work).await;
     }
     while servers.join_next().await.is_some() {}

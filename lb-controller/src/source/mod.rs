@@ -12,6 +12,7 @@
 pub mod directory;
 pub mod files;
 pub mod index;
+pub mod kubelet;
 pub mod kubernetes;
 pub mod output;
 pub mod parse;

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, Resource};
+use lb_controller::announce::facts::EXCLUDE_LABEL;
 use lb_controller::api::address_pool::AddressPool;
 use lb_controller::api::bgp_advertisement::BGPAdvertisement;
 use lb_controller::api::bgp_peer::BGPPeer;
@@ -66,7 +67,15 @@ const MANAGER: Rows = &[
     ("bgppeers/status.bowline.dev", &[("patch", Write)]),
     ("bgpadvertisements.bowline.dev", READ),
     ("bgpadvertisements/status.bowline.dev", &[("patch", Write)]),
-    ("nodedrains.bowline.dev", READ),
+    (
+        "nodedrains.bowline.dev",
+        &[
+            ("list", List),
+            ("watch", Watch),
+            ("create", Write),
+            ("delete", Write),
+        ],
+    ),
     ("nodedrains/status.bowline.dev", &[("patch", Write)]),
     ("loadbalancernodes.bowline.dev", READ),
     (
@@ -391,6 +400,7 @@ pub(crate) async fn writes(world: &mut World) {
     place.endpoint("web", "p1", "10.8.0.1").await;
     objects(world, &place).await;
     statuses(world).await;
+    drains(world).await;
     events(world, &place).await;
     leases(world).await;
     secrets(world).await;
@@ -450,6 +460,39 @@ async fn statuses(world: &World) {
     let drains = Api::<NodeDrain>::all(world.client.clone());
     let drain = json!({ "metadata": { "name": "untold" }, "spec": {} });
     status(world, &drains, drain, |drain| drain.status.is_some()).await;
+}
+
+/// A Node asks for its drain by a label, and takes it back.
+async fn drains(world: &World) {
+    let nodes = Api::<k8s_openapi::api::core::v1::Node>::all(world.client.clone());
+    let balancers = Api::<LoadBalancerNode>::all(world.client.clone());
+    let drains = Api::<NodeDrain>::all(world.client.clone());
+    create(&nodes, json!({ "metadata": { "name": "leaver" } })).await;
+    let spec = json!({ "role": "both", "version": "0" });
+    let balancer = json!({ "metadata": { "name": "leaver" }, "spec": spec });
+    create(&balancers, balancer).await;
+    let resource = "nodedrains.bowline.dev";
+    for (verb, label) in [("create", json!("")), ("delete", Value::Null)] {
+        let rights = Rights::take(world, resource, verb).await;
+        let label = json!({ "metadata": { "labels": { EXCLUDE_LABEL: label } } });
+        let params = PatchParams::default();
+        nodes
+            .patch("leaver", &params, &Patch::Merge(label))
+            .await
+            .unwrap();
+        rights
+            .says(&format!("permission is missing: verb {verb} on {resource}"))
+            .await;
+        rights.give_back().await;
+        until("the drain as the label has it", || async {
+            let drain = drains.get_opt("leaver").await.unwrap();
+            (drain.is_some() == (verb == "create")).then_some(())
+        })
+        .await;
+    }
+    let params = DeleteParams::default();
+    balancers.delete("leaver", &params).await.unwrap();
+    nodes.delete("leaver", &params).await.unwrap();
 }
 
 /// The status of an object of our own, which is gone afterwards.

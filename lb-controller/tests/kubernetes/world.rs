@@ -43,6 +43,8 @@ impl Manager {
                 "bowline-system",
                 "--identity",
                 identity,
+                "--drain-on",
+                "label,taint,shutdown",
             ])
             .arg("--kubeconfig")
             .arg(kubeconfig)

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Namespace, Node, NodeSpec, NodeStatus, Pod, Secret, Service, ServiceSpec,
+    Namespace, Node, NodeCondition, NodeSpec, NodeStatus, Pod, Secret, Service, ServiceSpec,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -21,6 +21,7 @@ use crate::api::load_balancer_node::LoadBalancerNode;
 use crate::api::node_drain::NodeDrain;
 use crate::api::service_table::ServiceTable;
 use crate::model::problem::WEIGHT_ANNOTATION;
+use crate::source::kubelet::tells_shutdown;
 use crate::source::parse::{Kind, Object, ObjectKey};
 use crate::source::serving::Serving;
 
@@ -185,11 +186,24 @@ fn strip_node(node: &mut Node) {
         taints: Some(taints),
         ..NodeSpec::default()
     });
-    let addresses = node.status.take().and_then(|status| status.addresses);
-    node.status = addresses.map(|addresses| NodeStatus {
-        addresses: Some(addresses),
+    let status = node.status.take().unwrap_or_default();
+    let conditions = status.conditions.into_iter().flatten();
+    let shutdown: Vec<_> = conditions.filter(tells_shutdown).map(undated).collect();
+    let status = NodeStatus {
+        addresses: status.addresses,
+        conditions: (!shutdown.is_empty()).then_some(shutdown),
         ..NodeStatus::default()
-    });
+    };
+    node.status = (status != NodeStatus::default()).then_some(status);
+}
+
+/// What a condition says, whenever it was said.
+fn undated(condition: NodeCondition) -> NodeCondition {
+    NodeCondition {
+        last_heartbeat_time: None,
+        last_transition_time: None,
+        ..condition
+    }
 }
 
 fn strip_pod(pod: &mut Pod) {
@@ -252,6 +266,24 @@ mod tests {
             whole(serde_saphyr::from_str::<Node>(&yaml).unwrap())
         };
         assert_eq!(node("1"), node("2"));
+    }
+
+    #[test]
+    fn a_kubelet_that_shuts_down_is_kept_in_mind() {
+        let node = |ready: &str| {
+            let yaml =
+                format!("{{metadata: {{name: n1, uid: u}}, status: {{conditions: [{ready}]}}}}");
+            whole(serde_saphyr::from_str::<Node>(&yaml).unwrap()).1
+        };
+        let ready = node("{type: Ready, status: 'True', message: kubelet is posting ready status}");
+        let ends = |time: &str| {
+            node(&format!(
+                "{{type: Ready, status: 'False', message: node is shutting down, lastHeartbeatTime: '{time}'}}"
+            ))
+        };
+        let early = ends("2026-01-01T00:00:00Z");
+        assert_ne!(ready, early);
+        assert_eq!(early, ends("2026-01-01T00:00:10Z"));
     }
 
     #[test]

@@ -36,6 +36,9 @@ filter from_nodes {
 template bgp nodes {
     local as ROUTER_AS;
     bfd on;
+    # A node that was lost is taken back as soon as it is there: by default it is refused for a minute.
+    error wait time 1, 2;
+    error forget time 3;
 }
 protocol bgp nodes4 from nodes {
     neighbor range 172.30.0.0/24 as NODES_AS;
