@@ -73,7 +73,7 @@ async fn run(scale: Scale, changes: u32, dir: &PinDir) -> anyhow::Result<Found> 
     let user = User::service_account(SYSTEM, "bowline-manager");
     let options = manager::Options {
         handoff: lb_controller::handoff::Options::default(),
-        drains: draining::Options::default(),
+        drains: draining::DrainOptions::default(),
         manifests: None,
         cluster: kubernetes::Cluster {
             kubeconfig: Some(plane.kubeconfig(&user)?),

@@ -23,7 +23,7 @@ use crate::model::pins::Position;
 
 /// How nodes are drained.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Options {
+pub struct DrainOptions {
     /// Nodes that may be drained at once; others wait for their turn.
     #[arg(long = "max-concurrent-drains", value_name = "N", default_value_t = CONCURRENT_DEFAULT, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub concurrent: u16,
@@ -38,7 +38,7 @@ pub struct Options {
     pub drain_on: Vec<DrainOn>,
 }
 
-impl Default for Options {
+impl Default for DrainOptions {
     fn default() -> Self {
         Self {
             concurrent: CONCURRENT_DEFAULT,
@@ -47,7 +47,7 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl DrainOptions {
     pub(super) fn heeded(&self) -> BTreeSet<Trigger> {
         let triggers = self.drain_on.iter();
         triggers.map(|on| Trigger::from(*on)).collect()

@@ -57,7 +57,7 @@ pub(super) async fn run(
     namespace: String,
     identity: String,
     agents: Option<Agents>,
-    drains: draining::Options,
+    drains: draining::DrainOptions,
     shared: &Shared,
     stop: &CancellationToken,
 ) {

@@ -58,7 +58,7 @@ pub struct Options {
     pub admin_socket: Option<PathBuf>,
     /// How nodes are drained.
     #[command(flatten)]
-    pub drains: draining::Options,
+    pub drains: draining::DrainOptions,
     /// Whether histories are retired.
     #[command(flatten)]
     pub handoff: handoff::Options,

@@ -33,7 +33,7 @@ pub(super) struct Drains {
 }
 
 impl Drains {
-    pub(super) fn new(client: Client, options: &draining::Options) -> Self {
+    pub(super) fn new(client: Client, options: &draining::DrainOptions) -> Self {
         Self {
             client,
             concurrent: options.concurrent,
