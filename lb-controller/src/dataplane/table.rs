@@ -99,14 +99,20 @@ impl<K: Plain + Default, V: Plain + Default> HashTable<K, V> {
 
     /// Removes `key` if its value, at that very moment, is one that `gone` accepts.
     ///
-    /// The entry is taken out and looked at; when a packet has changed it since it was chosen, it is put back, unless
-    /// the packet's successor has already made another. For that instant the flow is unknown, which a relay or a
-    /// retransmission repairs; deleting a living entry would not be repaired.
+    /// An entry that a packet has changed since it was chosen stays where it is: were it taken out even for an instant, a reply
+    /// that leaves just then would leave under the pod's address, and the client would reset the connection. One that is changed
+    /// between the last look and its removal is put back, unless the packet's successor has already made another.
     pub(super) fn remove_if(
         &self,
         key: &K,
         gone: impl Fn(&K, &V) -> bool,
     ) -> Result<bool, ApplyError> {
+        let Some(value) = self.get(key)? else {
+            return Ok(false);
+        };
+        if !gone(key, &value) {
+            return Ok(false);
+        }
         let taken = found(sys::lookup_and_delete(self.fd(), key))
             .map_err(self.map.failed("look up and delete"))?;
         let Some(value) = taken else { return Ok(false) };
