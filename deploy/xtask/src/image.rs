@@ -50,8 +50,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// Packs what is built.
 pub(crate) fn pack(profile: &str) -> anyhow::Result<Images> {
     let target = process::target_dir()?;
-    let built = |program: &str| target.join(profile).join(program);
-    let out = target.join("images");
+    pack_from(&target.join(profile), &target.join("images"))
+}
+
+/// Packs the programs of a directory into archives of another one.
+pub(crate) fn pack_from(programs: &Path, out: &Path) -> anyhow::Result<Images> {
+    let built = |program: &str| programs.join(program);
     let images = Images {
         bowline: out.join("bowline.tar"),
         echo: out.join("bowline-echo.tar"),

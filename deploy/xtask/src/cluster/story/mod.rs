@@ -17,6 +17,7 @@ mod steps;
 mod summary;
 mod world;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,10 @@ pub(crate) struct Args {
     /// Steps to run; installing and removing are always done
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Step>,
+    /// Checkout of the previous release, built with `cargo build --release` into its own target directory: it is installed
+    /// first, and upgraded under load
+    #[arg(long, value_name = "DIR")]
+    previous: Option<PathBuf>,
     /// Leave the cluster up, with Bowline in it
     #[arg(long)]
     keep: bool,
@@ -174,6 +179,7 @@ pub(crate) fn test() -> anyhow::Result<Tally> {
         nodes: 3,
         long: false,
         only: Vec::new(),
+        previous: None,
         keep: false,
         output: Format::Table,
         debug: false,
@@ -226,7 +232,15 @@ fn steps(
 ) -> anyhow::Result<()> {
     let amount = if args.long { LONG } else { SHORT };
     let was_installed = world.kubectl(&format!("get namespace {NAMESPACE}")).is_ok();
-    steps::install(world, images, summary)?;
+    let here = process::workspace();
+    if let Some(previous) = &args.previous {
+        let out = process::target_dir()?.join("images/previous");
+        let former = image::pack_from(&previous.join("target/release"), &out)?;
+        steps::install(world, &former, previous, summary)?;
+        steps::upgrade(world, images, summary)?;
+    } else {
+        steps::install(world, images, &here, summary)?;
+    }
     let wanted = if args.only.is_empty() {
         form.steps()
     } else {

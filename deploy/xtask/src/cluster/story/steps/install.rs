@@ -1,18 +1,22 @@
 //! Puts our images and our objects into the cluster.
 
+use std::path::Path;
 use std::time::{Instant, SystemTime};
 
+use anyhow::Context;
 use authority::handoff::{Holder, Signer};
 
 use super::super::summary::Summary;
 use super::super::world::{NAMESPACE, World};
 use super::super::{diagnosis, objects};
+use super::meetings::{self, Load};
 use crate::{image, process};
 
-/// Agents, managers, pods and the Service `web`.
+/// Agents, managers, pods and the Service `web`, by the manifests of a checkout.
 pub(in super::super) fn install(
     world: &World,
     images: &image::Images,
+    checkout: &Path,
     summary: &mut Summary,
 ) -> anyhow::Result<()> {
     for archive in [&images.bowline, &images.echo, &images.bird] {
@@ -20,21 +24,14 @@ pub(in super::super) fn install(
     }
     certify(world)?;
     let start = Instant::now();
-    world.apply_directory(&process::workspace().join("deploy/bgp"))?;
-    world.kubectl("wait crd --all --for=condition=Established --timeout=30s")?;
+    apply(world, checkout)?;
     world.apply(&objects::addresses())?;
     world.apply(&objects::list(&[
         objects::deployment("web", objects::WEB_PODS),
         objects::deployment("stay", objects::STAY_PODS),
         objects::web("Cluster"),
     ]))?;
-    for what in [
-        "daemonset/bowline-agent",
-        "daemonset/bowline-bird",
-        "deployment/bowline-manager",
-    ] {
-        world.rolled_out(&format!("--namespace {NAMESPACE} {what}"))?;
-    }
+    are_up(world)?;
     for what in ["deployment/web", "deployment/stay"] {
         world.rolled_out(what)?;
     }
@@ -53,6 +50,65 @@ pub(in super::super) fn install(
         status.is_ok(),
         status.map_or_else(|error| format!("{error:#}"), |_| String::new()),
     );
+    Ok(())
+}
+
+fn apply(world: &World, checkout: &Path) -> anyhow::Result<()> {
+    // A release before the routing daemon has only one directory.
+    let directories = ["deploy/bgp", "deploy/kustomize"].map(|one| checkout.join(one));
+    let directory = directories.iter().find(|one| one.is_dir());
+    world.apply_directory(directory.context("a checkout has no deploy/kustomize")?)?;
+    world
+        .kubectl("wait crd --all --for=condition=Established --timeout=30s")
+        .map(drop)
+}
+
+/// Waits until everything of ours has been rolled out.
+fn are_up(world: &World) -> anyhow::Result<()> {
+    let ours = world.kubectl(&format!(
+        "get daemonsets,deployments --namespace {NAMESPACE} --output name"
+    ))?;
+    for what in ours.lines() {
+        world.rolled_out(&format!("--namespace {NAMESPACE} {what}"))?;
+    }
+    world.wait_for_agents()
+}
+
+/// From the release that is installed to what was built, while all pods roll.
+pub(in super::super) fn upgrade(
+    world: &World,
+    images: &image::Images,
+    summary: &mut Summary,
+) -> anyhow::Result<()> {
+    let load = Load::begin(world)?;
+    let living = meetings::uids(world, "stay", None)?;
+    let start = Instant::now();
+    let met = meetings::at_once(
+        || meetings::restart(world),
+        || {
+            for archive in [&images.bowline, &images.bird] {
+                world.cluster.load(archive)?;
+            }
+            apply(world, &process::workspace())?;
+            // The name of an image says nothing about what is in it.
+            for what in ["daemonset/bowline-agent", "deployment/bowline-manager"] {
+                world.kubectl(&format!("--namespace {NAMESPACE} rollout restart {what}"))?;
+            }
+            are_up(world)
+        },
+    );
+    let took = start.elapsed();
+    world.rolled_out("deployment/web")?;
+    world.programmed("web")?;
+    let (new, held) = load.end(&living)?;
+    met?;
+    summary.note(
+        "the previous release is upgraded while all pods roll",
+        true,
+        format!("{} s", took.as_secs()),
+    );
+    meetings::judge("  under long connections", &held, summary);
+    meetings::judge_new(&new, summary);
     Ok(())
 }
 

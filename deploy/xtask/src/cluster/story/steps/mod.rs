@@ -16,7 +16,7 @@ pub(super) use connections::connections;
 pub(super) use drain::drain;
 pub(super) use failover::{agent_restart, power_cuts};
 pub(super) use first_byte::first_byte;
-pub(super) use install::install;
+pub(super) use install::{install, upgrade};
 pub(super) use meetings::{rollout_cut_off, rollout_power_cut, scale_up_agent_restart};
 pub(super) use remove::{remove, uninstall};
 pub(super) use rollout::rollout;
