@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that can be checked on this machine, in steps, and the counts of what was found.
 
 use std::process::{Command, ExitCode};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::process::{self, cargo};
@@ -192,19 +193,48 @@ fn verify() -> anyhow::Result<Tally> {
     Ok(Tally::one(true))
 }
 
-/// Every scenario is a lab of its own.
+/// Every scenario is a lab of its own; some are played side by side, since most of the time each waits for its clients.
 fn labs() -> anyhow::Result<Tally> {
-    let mut total = Tally::default();
-    for args in LABS {
-        let mut lbctl = lab::lbctl()?;
-        lbctl.arg("lab").args(*args);
-        lbctl.args(["--name", LAB_NAME, "--seed", LAB_SEED]);
-        total.add(whole(&mut lbctl, LAB_LIMIT)?);
-    }
-    Ok(total)
+    let waiting = Mutex::new(LABS.iter());
+    let next = || waiting.lock().ok().and_then(|mut waiting| waiting.next());
+    let lane = |lane: usize| -> anyhow::Result<Tally> {
+        let mut total = Tally::default();
+        while let Some(args) = next() {
+            let mut lbctl = lab::lbctl()?;
+            lbctl.arg("lab").args(*args);
+            lbctl.args(["--name", &format!("{LAB_NAME}-{lane}"), "--seed", LAB_SEED]);
+            total.add(told_at_once(&mut lbctl, LAB_LIMIT)?);
+        }
+        Ok(total)
+    };
+    std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..LANES)
+            .map(|number| scope.spawn(move || lane(number)))
+            .collect();
+        let mut total = Tally::default();
+        for lane in lanes {
+            let ended = lane.join();
+            total.add(ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(total)
+    })
 }
 
-/// A name of their own, so that they do not meet a lab that somebody keeps.
+/// Like [`whole`], for programs that run beside others: what each says is shown when it has ended.
+fn told_at_once(command: &mut Command, limit: Duration) -> anyhow::Result<Tally> {
+    let mut said = vec![format!("$ {}", process::show(command))];
+    let ended = process::lines(command, limit, |line| said.push(line.to_owned()))?;
+    if !ended.success() {
+        said.push(format!("failed: {ended}"));
+    }
+    println!("{}", said.join("\n"));
+    Ok(Tally::one(ended.success()))
+}
+
+/// Labs that are played side by side: each keeps a third of a processor busy.
+const LANES: usize = 3;
+
+/// What names of their labs begin with, so that they do not meet one that somebody keeps.
 const LAB_NAME: &str = "test";
 
 /// The same moments in every run, so that a failure is not a matter of luck; `cargo lab` takes others each time.
