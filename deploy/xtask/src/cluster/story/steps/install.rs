@@ -80,15 +80,16 @@ pub(in super::super) fn upgrade(
     images: &image::Images,
     summary: &mut Summary,
 ) -> anyhow::Result<()> {
+    // Nodes have images before they are told to use them.
+    for archive in [&images.bowline, &images.bird] {
+        world.cluster.load(archive)?;
+    }
     let load = Load::begin(world)?;
     let living = meetings::uids(world, "stay", None)?;
     let start = Instant::now();
     let met = meetings::at_once(
         || meetings::restart(world),
         || {
-            for archive in [&images.bowline, &images.bird] {
-                world.cluster.load(archive)?;
-            }
             apply(world, &process::workspace())?;
             // The name of an image says nothing about what is in it.
             for what in ["daemonset/bowline-agent", "deployment/bowline-manager"] {
