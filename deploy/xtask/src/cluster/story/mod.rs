@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 3)]
     nodes: u8,
     /// Every measurement in its long form: 20 first bytes, 20 power cuts, ten minutes without the API server, pairs of
-    /// events five times, every node drained
+    /// events five times, every node drained, drains without the API server
     #[arg(long)]
     long: bool,
     /// Steps to run; installing and removing are always done
@@ -79,6 +79,7 @@ enum Step {
     ScaleUpAgentRestart,
     RolloutCutOff,
     Drain,
+    DrainApiAway,
     Routed,
 }
 
@@ -133,6 +134,9 @@ struct Amount {
     meetings: u32,
     routed_drains: u8,
 }
+
+/// Steps of the long form alone.
+const LONG_ONLY: &[Step] = &[Step::DrainApiAway];
 
 /// Every node.
 const ALL: u8 = u8::MAX;
@@ -242,9 +246,14 @@ fn steps(
         steps::install(world, images, &here, summary)?;
     }
     let wanted = if args.only.is_empty() {
+        let long = (args.long && form == Form::Test).then_some(LONG_ONLY);
         form.steps()
+            .iter()
+            .chain(long.into_iter().flatten())
+            .copied()
+            .collect()
     } else {
-        &args.only
+        args.only.clone()
     };
     for step in wanted {
         let (failures, start) = (summary.not_held.len(), Instant::now());
@@ -262,6 +271,7 @@ fn steps(
             }
             Step::RolloutCutOff => steps::rollout_cut_off(world, amount.meetings, summary),
             Step::Drain => steps::drain(world, amount.meetings, summary),
+            Step::DrainApiAway => steps::without_api_server(world, summary),
             Step::Routed => steps::routed(world, amount.routed_drains.min(world.nodes), summary),
         };
         // The other steps have their own promises to hold.

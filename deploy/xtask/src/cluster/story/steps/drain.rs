@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use rig::cluster::plan;
 use serde::Deserialize;
 
@@ -97,6 +98,65 @@ pub(super) fn one(
     meetings::judge("  and powered off, and on again", &held, summary);
     meetings::judge_new(&new, summary);
     Ok(())
+}
+
+/// Phases of a drain that last, in their order.
+const PHASES: [&str; 5] = ["Exclude", "HandOff", "Deprefer", "Withdraw", "Quiesce"];
+/// How long the API server is away: longer than a manager believes that it leads.
+const AWAY: Duration = Duration::from_secs(8);
+
+/// The API server is away while a drain is in each phase; every drain is done all the same.
+pub(in super::super) fn without_api_server(
+    world: &World,
+    summary: &mut Summary,
+) -> anyhow::Result<()> {
+    let load = Load::begin(world)?;
+    let living = meetings::uids(world, "stay", None)?;
+    let mut met = Vec::new();
+    for (number, phase) in (1..).zip(PHASES) {
+        let name = plan::node_name(number % world.nodes + 1);
+        lbctl(
+            world,
+            &["drain", &name, "--balancer-only", "--convergence=2s"],
+        )?;
+        // Short ones may be over before anybody looks.
+        met.push(reaches(world, &name, |at| at >= place(phase))?);
+        world.cluster.kill_api_server()?;
+        sleep(AWAY);
+        world.cluster.start_api_server()?;
+        world.cluster.wait_for_api_server()?;
+        reaches(world, &name, |at| at == PHASES.len())?;
+        lbctl(world, &["undrain", &name, "--wait"])?;
+    }
+    let (new, held) = load.end(&living)?;
+    summary.note(
+        "drains are done though the API server goes away under them",
+        true,
+        format!("in {}", met.join(", ")),
+    );
+    meetings::judge("  under long connections", &held, summary);
+    meetings::judge_new(&new, summary);
+    Ok(())
+}
+
+/// Where a phase is among those that last; behind them all if it is the last one.
+fn place(phase: &str) -> usize {
+    match phase {
+        "Drained" => PHASES.len(),
+        _ => PHASES.iter().position(|one| *one == phase).unwrap_or(0),
+    }
+}
+
+/// Waits until the phase of a drain is as wanted, and tells it.
+fn reaches(world: &World, name: &str, wanted: impl Fn(usize) -> bool) -> anyhow::Result<String> {
+    let get = format!("get nodedrain {name} -o jsonpath={{.status.phase}}");
+    let mut phase = String::new();
+    rig::wait_until(DRAIN_LIMIT, &format!("the drain of {name}"), || {
+        phase = world.kubectl(&get)?.trim().to_owned();
+        ensure!(phase != "Failed", "the drain of {name} has failed");
+        Ok(!phase.is_empty() && wanted(place(&phase)))
+    })?;
+    Ok(phase)
 }
 
 /// As before a reboot; whatever may not be evicted stays.

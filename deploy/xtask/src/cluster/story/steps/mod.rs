@@ -13,7 +13,7 @@ mod routed;
 
 pub(super) use api_away::api_away;
 pub(super) use connections::connections;
-pub(super) use drain::drain;
+pub(super) use drain::{drain, without_api_server};
 pub(super) use failover::{agent_restart, power_cuts};
 pub(super) use first_byte::first_byte;
 pub(super) use install::{install, upgrade};
