@@ -152,7 +152,7 @@ fn reaches(world: &World, name: &str, wanted: impl Fn(usize) -> bool) -> anyhow:
     let get = format!("get nodedrain {name} -o jsonpath={{.status.phase}}");
     let mut phase = String::new();
     rig::wait_until(DRAIN_LIMIT, &format!("the drain of {name}"), || {
-        phase = world.kubectl(&get)?.trim().to_owned();
+        world.kubectl(&get)?.trim().clone_into(&mut phase);
         ensure!(phase != "Failed", "the drain of {name} has failed");
         Ok(!phase.is_empty() && wanted(place(&phase)))
     })?;
