@@ -33,6 +33,11 @@ const FOR_TESTS: &[Tool] = &[
         purpose: "decoding golden packets",
     },
     BIRD,
+    Tool {
+        program: "/usr/lib/frr/bgpd",
+        package: "frr",
+        purpose: "a router of another make",
+    },
 ];
 
 /// What nodes of `cargo xtask cluster` are made of.

@@ -51,12 +51,20 @@ fn succeed(command: &mut Command) {
 impl Lab {
     /// With a BIRD at the router, and none at the node so far.
     pub(crate) fn new(router: &str) -> Self {
+        let mut lab = Self::without_router();
+        std::fs::write(lab.path(PEER, CONFIG), router).unwrap();
+        lab.start(PEER);
+        lab
+    }
+
+    /// With nothing at either.
+    pub(crate) fn without_router() -> Self {
         let holder = || {
             let mut command = Command::new("unshare");
             command.args(["--net", "sleep", "infinity"]);
             command.spawn().unwrap()
         };
-        let mut lab = Self {
+        let lab = Self {
             dir: tempfile::tempdir().unwrap(),
             holders: [holder(), holder()],
             birds: [None, None],
@@ -80,8 +88,6 @@ impl Lab {
             lab.ip(of, &format!("address add fd99::{host}/64 dev cable nodad"));
             lab.ip(of, "link set cable up");
         }
-        std::fs::write(lab.path(PEER, CONFIG), router).unwrap();
-        lab.start(PEER);
         lab
     }
 
@@ -168,11 +174,21 @@ impl Lab {
     }
 
     pub(crate) fn until(&self, what: &str, holds: impl Fn() -> bool) -> Duration {
+        self.until_told(|| what.to_owned(), holds)
+    }
+
+    /// The same, with a sentence that is only made if it does not come true.
+    pub(crate) fn until_told(
+        &self,
+        what: impl Fn() -> String,
+        holds: impl Fn() -> bool,
+    ) -> Duration {
         let start = Instant::now();
         while !holds() {
             assert!(
                 start.elapsed() < LIMIT,
-                "{what}, not within {LIMIT:?}:\n{}",
+                "{}, not within {LIMIT:?}:\n{}",
+                what(),
                 self.state()
             );
             sleep(Duration::from_millis(10));

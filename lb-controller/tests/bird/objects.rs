@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lab::{LIMIT, Lab, NODE, PEER, is_possible, namespace};
 
-const VIP: &str = "198.51.100.1/32";
-const VIP6: &str = "2001:db8:100::1/128";
+pub(crate) const VIP: &str = "198.51.100.1/32";
+pub(crate) const VIP6: &str = "2001:db8:100::1/128";
 const PASSWORD: &str = "a secret; } # of both";
 
 /// A router in the nodes' autonomous system, so that local preference counts. With BFD it would forget the routes of a BIRD that
@@ -48,7 +48,7 @@ fn router(bfd: bool) -> String {
 }
 
 /// A cluster of one node with two routers' addresses, which are one machine.
-fn objects(peers: &str, more: &str) -> Index {
+pub(crate) fn objects(peers: &str, more: &str) -> Index {
     let text = format!(
         "apiVersion: v1\nkind: Node\nmetadata: {{name: n1}}\n\
          ---\napiVersion: bowline.dev/v1alpha1\nkind: AddressPool\nmetadata: {{name: shop}}\n\
@@ -66,7 +66,7 @@ fn objects(peers: &str, more: &str) -> Index {
     index
 }
 
-fn vips(prefixes: &[&str]) -> BTreeMap<IpAddr, Vip> {
+pub(crate) fn vips(prefixes: &[&str]) -> BTreeMap<IpAddr, Vip> {
     let served = || Vip {
         is_served: true,
         ..Vip::default()
@@ -79,7 +79,7 @@ fn vips(prefixes: &[&str]) -> BTreeMap<IpAddr, Vip> {
 }
 
 /// What an agent does at the node, until it is dropped.
-struct Agent {
+pub(crate) struct Agent {
     routes: watch::Sender<Option<Routes>>,
     held: watch::Receiver<Held>,
     config: watch::Sender<Option<Config>>,
@@ -89,7 +89,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(lab: &Lab) -> Self {
+    pub(crate) fn start(lab: &Lab) -> Self {
         let routes = watch::Sender::new(None);
         let config = watch::Sender::new(None);
         let (tell_held, held) = watch::channel(Held::default());
@@ -123,7 +123,7 @@ impl Agent {
     }
 
     /// Has it done and waits for it, but for a BIRD that is not there.
-    fn want(&self, index: &Index, vips: &BTreeMap<IpAddr, Vip>, preference: Preference) {
+    pub(crate) fn want(&self, index: &Index, vips: &BTreeMap<IpAddr, Vip>, preference: Preference) {
         let own = Own {
             node: "n1",
             table: TABLE_DEFAULT,
@@ -147,7 +147,7 @@ impl Agent {
         }
     }
 
-    fn states(&self) -> Vec<(String, String, u64)> {
+    pub(crate) fn states(&self) -> Vec<(String, String, u64)> {
         let told = self.told.borrow();
         let sessions = told.sessions.iter();
         sessions
