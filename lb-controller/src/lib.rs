@@ -22,3 +22,4 @@ pub mod model;
 pub mod serve;
 pub mod source;
 pub mod uninstall;
+pub mod watchdog;

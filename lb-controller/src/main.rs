@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use lb_controller::announce::bgp;
-use lb_controller::{agent, api, ask, manager, uninstall};
+use lb_controller::{agent, api, ask, manager, uninstall, watchdog};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -43,6 +43,8 @@ enum Command {
     Detach(uninstall::Options),
     /// Asks the agent on this machine, and prints its answer.
     Admin(lb_controller::ask::Options),
+    /// Has routers prefer other nodes while this node's agent gives no sign of life.
+    Watchdog(watchdog::Options),
     /// Makes a configuration without sessions for BIRD if there is none, so that it can start before the agent.
     BirdConfig {
         /// Directory of the configuration: the agent's `--bird-directory`.
@@ -95,6 +97,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Manager(options) => block_on(|stop| manager::run(options, stop))?,
         Command::Agent(options) => block_on(|stop| agent::run(options, stop))?,
         Command::Detach(options) => block_on(|stop| uninstall::run(options, stop))?,
+        Command::Watchdog(options) => block_on(|stop| watchdog::run(options, stop))?,
         Command::BirdConfig { directory } => bgp::prepare(&directory)
             .with_context(|| format!("{} can not be written", directory.display()))?,
         Command::Verify => agent::verify()?,

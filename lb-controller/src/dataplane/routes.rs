@@ -14,7 +14,7 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::announce::routes::{Difference, PROTOCOL, Routes, difference};
+use crate::announce::routes::{Difference, METRIC_LAST, PROTOCOL, Routes, difference};
 
 /// The table is looked at again even if nothing is to change: somebody may have flushed it.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -73,6 +73,17 @@ pub async fn keep(
     }
 }
 
+/// Gives all our routes of a table the metric of the last choice. Whether any had another one.
+pub async fn prefer_others(table: u32) -> Result<bool, rtnetlink::Error> {
+    let held = with_handle(async |handle| Ok(held(&list(&handle).await?, table))).await?;
+    if held.iter().all(|(_, metric)| *metric == METRIC_LAST) {
+        return Ok(false);
+    }
+    let last = held.into_iter().map(|(prefix, _)| (prefix, METRIC_LAST));
+    bring_in_line(table, &last.collect()).await?;
+    Ok(true)
+}
+
 /// Takes all our routes out of all tables.
 pub async fn remove_all() -> Result<(), rtnetlink::Error> {
     with_handle(async |handle| {
@@ -98,9 +109,7 @@ pub async fn is_left() -> Result<bool, rtnetlink::Error> {
 async fn bring_in_line(table: u32, wanted: &Routes) -> Result<(), rtnetlink::Error> {
     with_handle(async |handle| {
         let all = list(&handle).await?;
-        let of_table = all.iter().filter(|(of, _)| *of == table);
-        let held: Vec<_> = of_table.filter_map(|(_, message)| ours(message)).collect();
-        let Difference { add, remove } = difference(&held, wanted);
+        let Difference { add, remove } = difference(&held(&all, table), wanted);
         for (prefix, metric) in add {
             handle
                 .route()
@@ -152,6 +161,12 @@ async fn list(handle: &Handle) -> Result<Vec<(u32, RouteMessage)>, rtnetlink::Er
         }
     }
     Ok(all)
+}
+
+/// Our routes of a table.
+fn held(all: &[(u32, RouteMessage)], table: u32) -> Vec<(IpNet, u32)> {
+    let of_table = all.iter().filter(|(of, _)| *of == table);
+    of_table.filter_map(|(_, message)| ours(message)).collect()
 }
 
 /// Prefix and metric, if we have made it.
@@ -219,7 +234,7 @@ async fn delete(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::announce::routes::{METRIC, METRIC_LAST};
+    use crate::announce::routes::METRIC;
     use crate::dataplane::testing::{in_namespace, ip, is_root, output};
 
     const TABLE: u32 = 6081;

@@ -3,10 +3,33 @@
 
 use lb_ebpf::abi::{self, map};
 
+use super::ApplyError;
 use super::load::LoadError;
 use super::mapping::Mapping;
-use super::pin::PinDir;
+use super::pin::{PinDir, PinError};
 use super::table::ArrayTable;
+
+/// Why there is no telling whether an agent lives.
+#[derive(Debug, thiserror::Error)]
+pub enum StampError {
+    /// The map can not be opened.
+    #[error("the agent's sign of life can not be opened")]
+    Open(#[from] PinError),
+    /// The map can not be read.
+    #[error("the agent's sign of life can not be read")]
+    Read(#[from] ApplyError),
+}
+
+/// The sign of life of the agent whose maps are pinned there; none where no agent has been.
+pub fn read(pins: &PinDir) -> Result<Option<abi::Stamp>, StampError> {
+    match ArrayTable::<abi::Stamp>::open(pins, map::STAMP) {
+        Ok(table) => Ok(Some(table.get(0)?)),
+        Err(PinError::Pin { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
 
 /// The agent's sign of life: two stores, no system call.
 pub struct StampWriter {

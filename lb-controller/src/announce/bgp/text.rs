@@ -18,6 +18,10 @@ const HASH_DIGITS: usize = 16;
 /// What BIRD's part of `show protocols` names our sessions by.
 pub(super) const PEER_PREFIX: &str = "peer-";
 
+/// So often the nodes' autonomous system is put before a path that is the last choice: longer than any detour between a router and a
+/// rack.
+const PREPENDED: usize = 3;
+
 /// Between a metric of ours and one that is the last choice.
 const METRIC_LIMIT: u32 = u32::midpoint(routes::METRIC, routes::METRIC_LAST);
 
@@ -133,12 +137,17 @@ fn filter(text: &mut String, peer: &Peer) -> fmt::Result {
         "    if !chosen then reject;\n    \
              if is_ranked then bgp_local_pref = highest;\n",
     );
-    // GRACEFUL_SHUTDOWN (RFC 8326): the last choice.
+    // GRACEFUL_SHUTDOWN (RFC 8326): the last choice. Routers that do not know it compare lengths of paths; inside an autonomous system
+    // nobody may prepend its number.
+    let is_outside = peer.asn != peer.own_asn;
+    let prepended = format!("        bgp_path.prepend({});\n", peer.own_asn);
+    let prepended = prepended.repeat(if is_outside { PREPENDED } else { 0 });
     write!(
         text,
         "    if krt_metric > {METRIC_LIMIT} then {{\n        \
                  bgp_community.add((65535, 0));\n        \
-                 bgp_local_pref = 0;\n    \
+                 bgp_local_pref = 0;\n\
+         {prepended}    \
              }}\n    \
              accept;\n\
          }}\n"
