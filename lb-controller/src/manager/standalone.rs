@@ -96,7 +96,7 @@ impl Standalone {
             files: Files::default(),
             table_faults,
             drains: Known::new(),
-            concurrent: draining::CONCURRENT_DEFAULT,
+            concurrent: draining::DrainOptions::default().concurrent,
             writer: Writer::default(),
             writes: 0,
         }

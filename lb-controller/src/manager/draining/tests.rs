@@ -119,7 +119,7 @@ impl World {
             core: &self.core,
             retiring: &self.retiring,
             others: &self.others,
-            concurrent: CONCURRENT_DEFAULT,
+            concurrent: DrainOptions::default().concurrent,
             now: self.wall,
         };
         let changed = self.draining.advance(&self.known, &look);
