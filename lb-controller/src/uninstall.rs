@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{PIN_DIR_DEFAULT, PREDECESSOR_POLL, PREDECESSOR_WAIT};
+use crate::announce::bgp;
 use crate::dataplane::attach;
 use crate::dataplane::pin::PinError;
 use crate::dataplane::routes;
@@ -17,6 +18,9 @@ pub struct Options {
     /// Where links and maps are pinned.
     #[arg(long, value_name = "PATH", default_value = PIN_DIR_DEFAULT)]
     pub pin_dir: PathBuf,
+    /// Where the agent configures BIRD; what it has written there is removed, since it may have passwords in it.
+    #[arg(long, value_name = "DIR", default_value = BIRD_DIRECTORY)]
+    pub bird_directory: PathBuf,
     /// Stay until stopped, as a pod of a `DaemonSet` has to.
     #[arg(long)]
     pub stay: bool,
@@ -25,10 +29,14 @@ pub struct Options {
     pub check: bool,
 }
 
+/// Where `deploy/bgp` has it.
+const BIRD_DIRECTORY: &str = "/run/bowline-bird";
+
 /// Removes all programs and maps, or looks for them.
 pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
     let Options {
         pin_dir,
+        bird_directory,
         stay,
         check,
     } = options;
@@ -39,6 +47,14 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     routes::remove_all()
         .await
         .context("remove routes to VIPs")?;
+    for file in bgp::FILES {
+        match std::fs::remove_file(bird_directory.join(file)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).context(format!("remove {file}"));
+            }
+            _ => {}
+        }
+    }
     is_off(&pin_dir).await?;
     if stay {
         tracing::info!(pin_dir = %pin_dir.display(), "no program and no map is left");
@@ -81,9 +97,10 @@ mod tests {
     use super::*;
     use crate::dataplane::testing::{in_namespace, is_root};
 
-    fn uninstall(pin_dir: &Path, stay: bool, check: bool) -> anyhow::Result<()> {
+    fn uninstall(dir: &Path, stay: bool, check: bool) -> anyhow::Result<()> {
         let options = Options {
-            pin_dir: pin_dir.to_owned(),
+            pin_dir: dir.join("bowline"),
+            bird_directory: dir.join("bird"),
             stay,
             check,
         };
@@ -105,12 +122,16 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let pins = dir.path().join("bowline");
             std::fs::create_dir_all(pins.join("abi-1/links")).unwrap();
-            let why = uninstall(&pins, false, true).unwrap_err().to_string();
+            let why = uninstall(dir.path(), false, true).unwrap_err().to_string();
             assert!(why.contains("is still there: stop the agent"), "{why}");
             assert!(pins.join("abi-1/links").exists());
-            uninstall(&pins, true, false).unwrap();
+            uninstall(dir.path(), true, false).unwrap();
             assert!(!pins.exists());
-            uninstall(&pins, false, true).unwrap();
+            uninstall(dir.path(), false, true).unwrap();
+            let bird = dir.path().join("bird");
+            bgp::prepare(&bird).unwrap();
+            uninstall(dir.path(), false, false).unwrap();
+            assert_eq!(std::fs::read_dir(bird).unwrap().count(), 0);
         });
     }
 }

@@ -20,6 +20,11 @@ use crate::announce::routes::TABLE_DEFAULT;
 
 /// Name of the configuration in its directory.
 const CONFIG: &str = "bird.conf";
+/// Names of what it becomes by renaming: what a predecessor that was killed may have left.
+const NEXT: &str = "bird.conf.new";
+const FIRST: &str = "bird.conf.first";
+/// Files that have passwords in them, or may have.
+pub const FILES: [&str; 3] = [CONFIG, NEXT, FIRST];
 /// Name of the control socket.
 const SOCKET: &str = "bird.ctl";
 /// BIRD is asked this often how its sessions are, and passwords are read again.
@@ -240,7 +245,7 @@ fn write(directory: &Path, text: &str) -> io::Result<()> {
     if std::fs::read_to_string(&path).is_ok_and(|there| there == text) {
         return Ok(());
     }
-    let new = directory.join("bird.conf.new");
+    let new = directory.join(NEXT);
     create(&new, text)?;
     std::fs::rename(new, path)
 }
@@ -254,7 +259,7 @@ pub fn prepare(directory: &Path) -> io::Result<()> {
         router_id: NOBODY,
         peers: Vec::new(),
     };
-    let new = directory.join("bird.conf.first");
+    let new = directory.join(FIRST);
     create(&new, &render(&nothing, &BTreeMap::new()).text)?;
     let linked = std::fs::hard_link(&new, directory.join(CONFIG));
     std::fs::remove_file(new)?;

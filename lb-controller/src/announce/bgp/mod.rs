@@ -17,7 +17,7 @@ mod tellers;
 mod text;
 
 pub use answer::{Reply, ReplyError, Session, sessions};
-pub use daemon::{AskError, ESTABLISHED, Settings, Told, ask, keep, prepare};
+pub use daemon::{AskError, ESTABLISHED, FILES, Settings, Told, ask, keep, prepare};
 pub use password::{Password, PasswordError};
 pub use tellers::tellers;
 pub use text::{Rendered, render};
