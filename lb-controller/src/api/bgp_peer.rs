@@ -90,7 +90,8 @@ pub struct BGPPeerSpec {
     /// Tells the router within a fraction of a second that a node is dead (RFC 5880); not used if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bfd: Option<Bfd>,
-    /// Asks the router to keep routes while the routing daemon restarts (RFC 4724).
+    /// Asks the router to keep routes while the routing daemon restarts (RFC 4724). With `bfd` it will not: BFD's sessions end with
+    /// the daemon.
     #[serde(default = "yes")]
     pub graceful_restart: bool,
 }
